@@ -1,0 +1,133 @@
+"""CRATE: the white-box transformer of Yu et al. 2023 (arXiv 2306.01129), as released.
+
+A block is one step of compression and one of sparsification on the sparse rate reduction objective:
+    Z½ = Z + MSSA(LN(Z)),   Z' = ISTA(LN(Z½))      (no skip connection around ISTA).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crate_jax import InputError
+from crate_jax.models.layers import ISTA, MSSA, PatchEmbed, layer_norm, linear, resolve_dtype
+from crate_jax.models.stack import Stack, Trace
+
+# name: (dim, heads, head_dim, depth), arXiv 2306.01129 table 1. Small's heads are 48 wide, not 64.
+SIZES = {
+    "tiny": (384, 6, 64, 12),
+    "small": (576, 12, 48, 12),
+    "base": (768, 12, 64, 12),
+    "large": (1024, 16, 64, 24),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CRATEConfig:
+    """All that determines a CRATE. `step_size` is η and `penalty` λ of the ISTA step."""
+
+    family: str = "crate"
+    image_size: int = 224
+    patch_size: int = 16
+    channels: int = 3
+    num_classes: int = 1000
+    dim: int = 384
+    depth: int = 12
+    heads: int = 6
+    head_dim: int = 64
+    step_size: float = 0.1
+    penalty: float = 0.1
+    scan: bool = True
+    remat: str = "none"
+    dtype: str = "auto"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens an image becomes, the class token not counted."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+def crate(size: str, **overrides) -> CRATEConfig:
+    """The configuration of a published size.
+
+    Args:
+      size: tiny, small, base or large: 6.1M, 13.1M, 22.8M, 77.6M parameters at 224 px, patch 16, 1000 classes.
+      **overrides: any field of `CRATEConfig`.
+    """
+    if size not in SIZES:
+        raise InputError(f"size of CRATE: found {size!r}; accepted: {', '.join(SIZES)}")
+    dim, heads, head_dim, depth = SIZES[size]
+    return CRATEConfig(**{"dim": dim, "heads": heads, "head_dim": head_dim, "depth": depth, **overrides})
+
+
+class CRATEBlock(nnx.Module):
+    """One MSSA step and one ISTA step; returns the tokens and what `crate_jax.models.trace` reads."""
+
+    def __init__(self, config: CRATEConfig, *, dtype, rngs: nnx.Rngs):
+        self.mssa_norm = layer_norm(config.dim, dtype=dtype, rngs=rngs)
+        self.mssa = MSSA(config.dim, config.heads, config.head_dim, dtype=dtype, rngs=rngs)
+        self.ista_norm = layer_norm(config.dim, dtype=dtype, rngs=rngs)
+        self.ista = ISTA(
+            config.dim, step_size=config.step_size, penalty=config.penalty, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, z: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        normed = self.mssa_norm(z)
+        update = self.mssa(normed)
+        compressed = z + update
+        sparse = self.ista(self.ista_norm(compressed))
+        # Whatever the caller does not keep of this report is dead code to XLA and costs nothing.
+        report = {
+            "mssa_in": z,
+            "mssa_update": update,
+            "mssa_out": compressed,
+            "ista_out": sparse,
+            "subspace_in": self.mssa.project(normed),
+            "subspace_out": self.mssa.project(self.mssa_norm(compressed)),
+        }
+        return sparse, report
+
+
+class CRATE(nnx.Module):
+    """Image classifier: patch embedding, class token, CRATE blocks, LayerNorm and linear head on the class token.
+
+    Called with images `[b, h, w, c]`; returns `(logits [b, num_classes] float32, trace)`.
+    """
+
+    def __init__(self, config: CRATEConfig, rngs: nnx.Rngs):
+        if config.image_size % config.patch_size:
+            raise InputError(
+                f"model.patch_size: found {config.patch_size}, which does not divide "
+                f"model.image_size {config.image_size}"
+            )
+        dtype = resolve_dtype(config.dtype)
+        self.config, self.dtype = config, dtype
+        self.patch_embed = PatchEmbed(config.patch_size, config.channels, config.dim, dtype=dtype, rngs=rngs)
+        normal = nnx.initializers.normal(1.0)
+        self.class_token = nnx.Param(normal(rngs.params(), (config.dim,)))
+        self.position_embedding = nnx.Param(normal(rngs.params(), (config.num_tokens + 1, config.dim)))
+        self.blocks = Stack(
+            lambda rngs: CRATEBlock(config, dtype=dtype, rngs=rngs),
+            config.depth,
+            scan=config.scan,
+            remat=config.remat,
+            rngs=rngs,
+        )
+        self.head_norm = layer_norm(config.dim, dtype=dtype, rngs=rngs)
+        self.head = linear(config.dim, config.num_classes, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None, trace: Trace = False
+    ) -> tuple[jax.Array, Any]:
+        del train, key  # Nothing in CRATE is random.
+        size, channels = self.config.image_size, self.config.channels
+        if images.ndim != 4 or images.shape[1:] != (size, size, channels):
+            raise InputError(f"images: found shape {images.shape}; accepted: [b, {size}, {size}, {channels}]")
+        x = self.patch_embed(images)
+        class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, self.config.dim))
+        x = jnp.concatenate([class_token.astype(self.dtype), x], axis=1)
+        x = x + self.position_embedding[...].astype(self.dtype)
+        x, report = self.blocks(x, trace=trace)
+        return self.head(self.head_norm(x[:, 0])).astype(jnp.float32), report

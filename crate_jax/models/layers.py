@@ -1,0 +1,115 @@
+"""Layers shared by the models: patch embedding, MSSA, ISTA, heads. Tokens are rows, ``[batch, n, d]``.
+
+Initial values follow the released PyTorch code (`torch.nn.Linear` and `kaiming_uniform_` defaults), so that a model
+trained here starts from the same distribution. Parameters are float32; `dtype` is the type that matmuls run in.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crate_jax import InputError, objectives
+
+# torch.nn.LayerNorm: eps 1e-5 and the two-pass variance. flax defaults to 1e-6 and E[x²] − E[x]², which loses digits.
+LAYER_NORM_EPS = 1e-5
+
+
+def resolve_dtype(name: str) -> jnp.dtype:
+    """`auto` is bfloat16 on TPU and GPU and float32 on CPU, where XLA gains nothing from bfloat16."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise InputError(f"model.dtype: found {name!r}; accepted: auto, float32, bfloat16")
+    return jnp.dtype(name)
+
+
+def uniform_init(bound: float) -> nnx.Initializer:
+    """U(−bound, bound)."""
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding  # Placement is decided where the parameters are made, by jit's out_shardings.
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+    """Affine map with torch.nn.Linear's initial values, U(−1/√inputs, 1/√inputs) for kernel and bias."""
+    init = uniform_init(1 / math.sqrt(inputs))
+    return nnx.Linear(
+        inputs, outputs, use_bias=use_bias, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs
+    )
+
+
+def layer_norm(dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm as in PyTorch; statistics are float32 whatever `dtype` is."""
+    return nnx.LayerNorm(dim, epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class PatchEmbed(nnx.Module):
+    """Images to tokens: cut into patches, LayerNorm, linear map, LayerNorm.
+
+    `[b, h, w, c]` → `[b, (h/p)·(w/p), d]`; a patch is flattened in the order (row, column, channel).
+    """
+
+    def __init__(self, patch_size: int, channels: int, dim: int, *, dtype, rngs: nnx.Rngs):
+        self.patch_size = patch_size
+        patch_dim = patch_size * patch_size * channels
+        self.norm_in = layer_norm(patch_dim, dtype=dtype, rngs=rngs)
+        self.projection = linear(patch_dim, dim, dtype=dtype, rngs=rngs)
+        self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.norm_out(self.projection(self.norm_in(patchify(images, self.patch_size))))
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """`[b, h, w, c]` → `[b, (h/p)·(w/p), p·p·c]`, patches in row-major order."""
+    b, h, w, c = images.shape
+    p = patch_size
+    x = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, (h // p) * (w // p), p * p * c)
+
+
+class MSSA(nnx.Module):
+    """Multi-head subspace self-attention, one bases tensor U serving as query, key and value (CRATE eq. 12, Alg. 2).
+
+    MSSA(Z) = Σ_k softmax(p^-½ (Z U_k)(Z U_k)ᵀ) (Z U_k) W_k + b. The released code learns W where the derivation has
+    U_kᵀ; `bases` is `[k, d, p]`, `output` `[k, p, d]`.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int, *, dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        bases_init = uniform_init(1 / math.sqrt(dim))
+        output_init = uniform_init(1 / math.sqrt(heads * head_dim))
+        self.bases = nnx.Param(bases_init(rngs.params(), (heads, dim, head_dim)))
+        self.output = nnx.Param(output_init(rngs.params(), (heads, head_dim, dim)))
+        self.bias = nnx.Param(output_init(rngs.params(), (dim,)))
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        bases, output, bias = (p[...].astype(self.dtype) for p in (self.bases, self.output, self.bias))
+        return objectives.mssa(z.astype(self.dtype), bases, output) + bias
+
+    def project(self, z: jax.Array) -> jax.Array:
+        """Coordinates of the tokens in every subspace, `[b, n, d]` → `[b, k, n, p]`."""
+        return jnp.einsum("bnd,kdp->bknp", z.astype(self.dtype), self.bases[...].astype(self.dtype))
+
+
+class ISTA(nnx.Module):
+    """One proximal step on the LASSO with a learned complete dictionary (CRATE eq. 17), in the one-matmul form.
+
+    relu(z + η z (D − DᵀD) − ηλ), D `[d, d]`: exactly the released relu(z + η(Dᵀz − DᵀDz) − ηλ), with the d×d matrix
+    formed once for all tokens.
+    """
+
+    def __init__(self, dim: int, *, step_size: float, penalty: float, dtype, rngs: nnx.Rngs):
+        self.step_size, self.penalty, self.dtype = step_size, penalty, dtype
+        # torch.nn.init.kaiming_uniform_ with its default gain √2.
+        self.dictionary = nnx.Param(uniform_init(math.sqrt(6 / dim))(rngs.params(), (dim, dim)))
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        return objectives.ista_step(
+            z.astype(self.dtype), self.dictionary[...], step_size=self.step_size, penalty=self.penalty
+        )

@@ -1,0 +1,30 @@
+"""Readings of the sparse rate reduction objective, layer by layer, from what a white-box block reports of itself.
+
+A block reports (see `crate.CRATEBlock`): `mssa_in`, `mssa_update`, `mssa_out`, `ista_out`, each `[b, n, d]`, and
+`subspace_in`, `subspace_out` `[b, k, n, p]`: the tokens before and after MSSA in the layer's own coordinates, U_kᵀ LN(z).
+"""
+
+import jax
+
+from crate_jax import objectives
+
+READINGS = ("coding_rate_before", "coding_rate", "nonzero_fraction")
+
+
+def readings(report: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The layer-wise measurements of CRATE (section 3.1) for one layer, one value an example.
+
+    - `coding_rate_before`, `coding_rate`: R^c of the tokens before and after MSSA (with its skip connection), in nats,
+      as the released code measures it (token-normalised in each subspace, ε² = 0.01, summed over heads).
+    - `nonzero_fraction`: ‖Z‖₀/(d n) of the output of ISTA.
+
+    Args:
+      report: what one block reports; no leading layer axis.
+    Returns:
+      a dict of `[b]` arrays. Pass this function as `trace=` to get `[depth, b]`.
+    """
+    return {
+        "coding_rate_before": objectives.normalized_coding_rate(report["subspace_in"]),
+        "coding_rate": objectives.normalized_coding_rate(report["subspace_out"]),
+        "nonzero_fraction": objectives.nonzero_fraction(report["ista_out"]),
+    }

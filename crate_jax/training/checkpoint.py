@@ -1,0 +1,97 @@
+"""Checkpoints with Orbax: asynchronous, the best and the latest kept, an interrupted one never counted."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from crate_jax import InputError
+from crate_jax.training.state import TrainState
+
+NO_SCORE = float("-inf")
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, `checkpoints/<step>/`. Orbax writes to a temporary name and renames when complete."""
+
+    def __init__(self, workdir: Path, *, create: bool = True):
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        if not create and not self.directory.is_dir():
+            raise InputError(f"workdir: no checkpoints in {workdir}; give the --workdir of a training run")
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs dozens of lines a save.
+        best = {"get_metric_fn": lambda metrics: metrics["score"], "n": 1}
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                create=create,
+                best_fn=best["get_metric_fn"],
+                preservation_policy=AnyPreservationPolicy(
+                    [LatestN(1), BestN(**best, keep_checkpoints_without_metrics=False)]
+                ),
+                cleanup_tmp_directories=create,
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The last complete checkpoint's step; None when there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the checkpoint with the highest score; None when there is none."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, step: int, score: float | None) -> None:
+        """Start saving; returns when the arrays are copied, before they are written.
+
+        Args:
+          state: the state at `step`.
+          score: the higher the better; None when the state was not evaluated.
+        """
+        if step == self.latest_step:
+            return
+        metrics = {"score": NO_SCORE if score is None else float(score)}
+        self._manager.save(step, args=ocp.args.StandardSave(_as_dict(state)), metrics=metrics, force=True)
+
+    def restore(self, abstract: TrainState, step: int) -> TrainState:
+        """The state at `step`, placed as `abstract` says."""
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(_as_dict(abstract)))
+        return TrainState(**restored)
+
+    def restore_params(self, abstract_params: Any, step: int) -> Any:
+        """Only the parameters that evaluation uses (the averaged ones when the run kept them), placed as asked."""
+        saved = self._manager.item_metadata(step)
+        name = "ema" if saved is not None and saved.tree["ema"] is not None else "params"
+        target = {name: abstract_params}
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.PyTreeRestore(
+                item=target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,
+            ),
+        )
+        return restored[name]
+
+    def wait(self) -> None:
+        """Block until the last save is complete; raises what went wrong in it."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish pending saves and release the threads."""
+        self._manager.close()
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+
+
+def place_like(tree, shardings):
+    """Abstract arrays of `tree` with the given shardings: a target for `restore_params`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+    )

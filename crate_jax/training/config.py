@@ -1,0 +1,257 @@
+"""The configuration of a run as frozen dataclasses, and its form as an ml_collections ConfigDict.
+
+A config file returns a locked ConfigDict made by `to_config_dict`, so every field can be set from the command line and
+a misspelt key is an error. The trainer turns it into a `Config` at once; library code never sees a ConfigDict.
+
+Durations are given by suffix: `total_epochs`, `total_steps`, `total_examples`, `warmup_percent` (of the total), … Two
+suffixes of one duration are refused, except that one on the command line replaces the one in the file.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from crate_jax import InputError, models
+from crate_jax.data.sources import DatasetInfo
+
+UNITS = ("epochs", "steps", "examples", "percent")
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """A length of training: `value` in `unit`, one of UNITS. Percent is of the total."""
+
+    value: float
+    unit: str
+
+    def in_steps(self, *, num_examples: int, batch_size: int, total_steps: int | None = None) -> int:
+        """As a whole number of optimiser steps, at least 1 (0 for a zero duration)."""
+        if self.value == 0:
+            return 0
+        if self.unit == "percent" and total_steps is None:
+            raise InputError("total_percent: the total is what percentages are of; give total_epochs or total_steps")
+        steps = {
+            "epochs": lambda: self.value * num_examples / batch_size,
+            "steps": lambda: self.value,
+            "examples": lambda: self.value / batch_size,
+            "percent": lambda: self.value / 100 * total_steps,
+        }[self.unit]()
+        return max(1, round(steps))
+
+
+def epochs(value: float) -> Duration:
+    """`value` passes over the training data."""
+    return Duration(value, "epochs")
+
+
+def steps(value: int) -> Duration:
+    """`value` optimiser steps."""
+    return Duration(value, "steps")
+
+
+def percent(value: float) -> Duration:
+    """`value` % of the whole run."""
+    return Duration(value, "percent")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on. None for `image_size` and `channels` means those of the data."""
+
+    name: str = "digits"  # digits | tfds:NAME | folder:PATH | npz:PATH
+    data_dir: str | None = None  # Where tfds keeps prepared datasets.
+    image_size: int | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] = (0.5,)  # Of pixel values scaled to [0, 1]; one number or one a channel.
+    std: tuple[float, ...] = (0.5,)
+    shift: int = 0  # Augmentation: random translation by up to so many pixels,
+    flip: bool = False  # random horizontal flip,
+    crop_padding: int = 0  # random crop after padding by so many pixels.
+    threads: int = 4
+    prefetch: int = 8  # Batches made ahead of the step that uses them.
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Lion (default), AdamW or SGD with decoupled weight decay; warm-up to `lr`, then cosine to zero."""
+
+    name: str = "lion"
+    lr: float = 2e-4
+    weight_decay: float = 0.05
+    b1: float = 0.9
+    b2: float = 0.99
+    clip_norm: float | None = None  # Global gradient norm.
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: whatever the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that determines a run."""
+
+    model: Any
+    task: str = "classify"
+    seed: int = 0
+    batch_size: int = 64  # Global, over all devices and accumulation steps.
+    accumulate: int = 1  # Gradients averaged over so many slices of the batch, one after the other.
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.0  # Exponential moving average of the parameters, used for evaluation; 0 is off.
+    total: Duration | None = epochs(100)
+    warmup: Duration | None = percent(5)
+    log: Duration | None = percent(1)
+    eval: Duration | None = percent(10)
+    checkpoint: Duration | None = percent(10)
+    trace: Duration | None = percent(5)
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    wandb: str | None = None  # A Weights & Biases project to log to; wandb must be installed.
+
+
+def to_config_dict(config: Any) -> ConfigDict:
+    """A dataclass as a locked ConfigDict with every field in it; None becomes a typed placeholder."""
+    out = ConfigDict()
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if _is_duration(hints[field.name]):
+            for unit in UNITS:
+                given = value.value if value is not None and value.unit == unit else None
+                kind = int if unit in ("steps", "examples") else float
+                out[f"{field.name}_{unit}"] = config_dict.placeholder(kind)
+                if given is not None:
+                    out[f"{field.name}_{unit}"] = kind(given)
+        elif dataclasses.is_dataclass(value):
+            out[field.name] = to_config_dict(value)
+        elif value is None:
+            out[field.name] = config_dict.placeholder(_without_none(hints[field.name]))
+        else:
+            out[field.name] = value
+    return out.lock()
+
+
+def from_config_dict(config: Mapping[str, Any], overrides: Collection[str] = ()) -> Config:
+    """The typed configuration.
+
+    Args:
+      config: a ConfigDict or plain dict in the form of `to_config_dict`; keys that are left out keep their defaults.
+      overrides: dotted keys that were set on the command line; they settle which of two suffixes is meant.
+    Raises:
+      InputError: an unknown key (with the nearest known one), an unknown model family, two suffixes of one duration.
+    """
+    config = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    model = dict(config.pop("model", {}))
+    family = model.get("family", "crate")
+    if family not in models.FAMILIES:
+        raise InputError(f"model.family: found {family!r}; accepted: {', '.join(models.FAMILIES)}")
+    built = _build(models.FAMILIES[family][0], model, overrides, "model.")
+    fields = {"model": built}
+    for name, kind in (("data", DataConfig), ("optimizer", OptimizerConfig), ("mesh", MeshConfig)):
+        fields[name] = _build(kind, config.pop(name, {}), overrides, f"{name}.")
+    return _build(Config, config, overrides, "", fields)
+
+
+def _build(kind: type, values: Mapping[str, Any], overrides: Collection[str], prefix: str, fields=None) -> Any:
+    """An instance of dataclass `kind` from plain values; `fields` holds those that are built already."""
+    values, fields = dict(values), dict(fields or {})
+    hints = typing.get_type_hints(kind)
+    known = []
+    for field in dataclasses.fields(kind):
+        if field.name in fields:
+            continue
+        if _is_duration(hints[field.name]):
+            keys = {unit: f"{field.name}_{unit}" for unit in UNITS}
+            known.extend(keys.values())
+            present = {unit: key for unit, key in keys.items() if key in values}
+            if present:
+                given = {unit: values.pop(key) for unit, key in present.items()}
+                fields[field.name] = _duration(field.name, given, overrides)
+        else:
+            known.append(field.name)
+            if field.name in values:
+                value = values.pop(field.name)
+                fields[field.name] = tuple(value) if isinstance(value, list | tuple) else value
+    if values:
+        name = next(iter(values))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"accepted: {', '.join(known)}"
+        raise InputError(f"config: unknown key {prefix}{name}; {hint}")
+    return kind(**fields)
+
+
+def _duration(name: str, given: Mapping[str, float | None], overrides: Collection[str]) -> Duration | None:
+    units = [unit for unit, value in given.items() if value is not None]
+    if len(units) > 1:
+        units = [unit for unit in units if f"{name}_{unit}" in overrides] or units
+    if len(units) > 1:
+        found = " and ".join(f"{name}_{unit}={given[unit]}" for unit in units)
+        raise InputError(f"config: {found} both given; give one of them")
+    if not units:
+        return None
+    value = given[units[0]]
+    if value < 0:
+        raise InputError(f"config: {name}_{units[0]}: found {value}; accepted: a number ≥ 0")
+    return Duration(value, units[0])
+
+
+def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = ()) -> Config:
+    """The configuration with the image size, channels, classes and patch size that the data call for.
+
+    The model's grid of patches is kept: the patch size follows the image size, so the token count stays that of the
+    config. A `model.patch_size` given on the command line is taken as it is.
+
+    Raises:
+      InputError: a requested image size that no suitable patch size divides.
+    """
+    model, data = config.model, config.data
+    grid = model.image_size // model.patch_size
+    size = data.image_size or info.image_size
+    if "model.patch_size" in overrides:
+        patch = model.patch_size
+        if data.image_size is None:
+            size = max(patch, size // patch * patch)
+    elif size == model.image_size:
+        patch = model.patch_size
+    elif data.image_size is None:
+        # The data leave the size open to a pixel or two: keep the grid exactly.
+        patch = max(1, round(size / grid))
+        size = patch * min(grid, size // patch)
+    else:
+        patch = min((p for p in range(1, size + 1) if size % p == 0), key=lambda p: abs(size // p - grid))
+        if not 0.5 <= size / patch / grid <= 2:
+            near = [max(1, round(size / grid)) * grid, (round(size / grid) + 1) * grid]
+            raise InputError(
+                f"data.image_size: {size} px has no patch size near a {grid}×{grid} grid; sizes that work: {near}"
+            )
+    if size % patch:
+        raise InputError(f"model.patch_size: {patch} does not divide data.image_size {size}")
+    channels = data.channels or info.channels
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, image_size=size, channels=channels),
+        model=dataclasses.replace(
+            model, image_size=size, patch_size=patch, channels=channels, num_classes=info.num_classes
+        ),
+    )
+
+
+def _is_duration(hint: Any) -> bool:
+    return Duration in typing.get_args(hint)
+
+
+def _without_none(hint: Any) -> type:
+    if isinstance(hint, types.UnionType):
+        hint = next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+    return typing.get_origin(hint) or hint

@@ -1,0 +1,76 @@
+"""Where numbers go: `metrics.jsonl` always, TensorBoard when tensorboardX is importable, wandb when asked for."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to `metrics.jsonl`; a line is one write, so a killed run leaves at most one torn.
+
+    Args:
+      workdir: where the file lies.
+      resume_step: lines past this step are removed: the run is about to write them again.
+      wandb_project: a Weights & Biases project, or None.
+    """
+
+    def __init__(self, workdir: Path, *, resume_step: int, wandb_project: str | None = None):
+        self.path = Path(workdir) / "metrics.jsonl"
+        keep = [line for line in read_metrics(self.path) if line["step"] <= resume_step and not line.get("final")]
+        if self.path.exists():
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in keep))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._tensorboard = self._wandb = None
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(workdir))
+        if wandb_project is not None:
+            import wandb
+
+            self._wandb = wandb.init(project=wandb_project, dir=str(workdir), id=Path(workdir).name, resume="allow")
+
+    def write(self, step: int, values: Mapping[str, float | bool]) -> None:
+        """One line: the step and the values."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        numbers = {k: v for k, v in values.items() if not isinstance(v, bool)}
+        if self._tensorboard:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Flush everything to disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics file; a torn last line, left by a killed run, is skipped."""
+    lines = []
+    if Path(path).exists():
+        for text in Path(path).read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+    return lines
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it: it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,42 @@
+"""Optimisers (optax) with the masks and the schedule of the papers."""
+
+import jax
+import optax
+
+from crate_jax import InputError
+from crate_jax.training.config import OptimizerConfig
+
+# Norms, biases, positions and the class token are not decayed: pulling them to zero compresses nothing.
+NOT_DECAYED = ("scale", "bias", "position_embedding", "class_token")
+
+
+def decay_mask(params) -> dict:
+    """True for each parameter that weight decay applies to."""
+
+    def decayed(path, _):
+        return path[-1].key not in NOT_DECAYED
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make_schedule(lr: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear from 0 to `lr` over `warmup_steps`, then cosine to 0 at `total_steps`."""
+    if warmup_steps >= total_steps:
+        raise InputError(f"warmup: {warmup_steps} steps; accepted: fewer than the {total_steps} of the whole run")
+    return optax.warmup_cosine_decay_schedule(
+        0.0 if warmup_steps else lr, lr, warmup_steps=warmup_steps, decay_steps=total_steps
+    )
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimiser of a config; weight decay is decoupled (multiplied by the learning rate, never by the gradient)."""
+    decay = {"weight_decay": config.weight_decay, "mask": decay_mask}
+    makers = {
+        "lion": lambda: optax.lion(schedule, b1=config.b1, b2=config.b2, **decay),
+        "adamw": lambda: optax.adamw(schedule, b1=config.b1, b2=config.b2, **decay),
+        "sgd": lambda: optax.chain(optax.add_decayed_weights(**decay), optax.sgd(schedule)),
+    }
+    if config.name not in makers:
+        raise InputError(f"optimizer.name: found {config.name!r}; accepted: {', '.join(makers)}")
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    return optax.chain(*clip, makers[config.name]())

@@ -1,0 +1,122 @@
+"""The jitted functions of a run: the training step, the evaluation step."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from crate_jax.models import Model
+from crate_jax.training.config import Config
+from crate_jax.training.state import TrainState
+from crate_jax.training.tasks import Batch, Task
+
+# Metrics that every task has, next to its own.
+COMMON_METRICS = ("loss", "grad_norm")
+
+
+def loss_and_grad(model: Model, task: Task, params, batch: Batch, key: jax.Array, accumulate: int = 1):
+    """Loss, metrics and gradients of a batch, averaged over `accumulate` slices taken one after the other.
+
+    Slice i is every `accumulate`-th example from i on, so each device finds its part of every slice in its own part of
+    the batch and nothing moves.
+
+    Returns:
+      `((loss, metrics), grads)`.
+    """
+
+    def loss_fn(params, batch, key):
+        return task.loss(partial(model.apply, params), batch, key)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        return grad_fn(params, batch, key)
+    slices = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), batch)
+
+    def add(total, i):
+        part = grad_fn(params, jax.tree.map(lambda x: x[:, i], slices), jax.random.fold_in(key, i))
+        return jax.tree.map(jnp.add, total, part), None
+
+    shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[:, 0], slices), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, jnp.arange(accumulate))
+    return jax.tree.map(lambda x: x / accumulate, total)
+
+
+def make_train_step(
+    model: Model, task: Task, tx: optax.GradientTransformation, config: Config, *, log_steps: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step(state, batch) -> (state, report)`, to be jitted with a donated state.
+
+    `report` holds the sums of the metrics since the last log, `halted` and the step number reached. It is not part of the
+    donated state, so the host may read it while later steps run.
+    """
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        (loss, metrics), grads = loss_and_grad(model, task, state.params, batch, key, config.accumulate)
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - config.ema_decay)
+        keep = jnp.where(state.step % log_steps == 0, 0.0, 1.0)
+        metrics = {"loss": loss, "grad_norm": grad_norm, **metrics}
+        sums = {name: keep * state.sums[name] + value for name, value in metrics.items()}
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~state.halted
+        moved = TrainState(state.step + 1, params, opt_state, ema, sums, state.halted)
+        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
+        state = TrainState(state.step, state.params, state.opt_state, state.ema, state.sums, ~good)
+        # Copies, because the originals are given away to the next step.
+        report = {"sums": jax.tree.map(jnp.copy, state.sums), "halted": ~good, "step": state.step + 0}
+        return state, report
+
+    return train_step
+
+
+def metric_names(model: Model, task: Task, batch) -> tuple[str, ...]:
+    """Names of the metrics of the training step, found by shape inference."""
+    key = jax.random.key(0)
+    _, metrics = jax.eval_shape(
+        lambda params, batch: task.loss(partial(model.apply, params), batch, key), model.abstract_params, batch
+    )
+    return (*COMMON_METRICS, *metrics)
+
+
+def make_eval_step(model: Model, task: Task) -> Callable:
+    """`eval_step(params, batch)` returns sums over the examples that count, and their number."""
+    return jax.jit(lambda params, batch: task.evaluate(partial(model.apply, params), batch))
+
+
+def find_nonfinite(model: Model, task: Task, params, batch: Batch, key: jax.Array) -> str:
+    """Where the first non-finite number of a training step appears, in words, following the forward pass."""
+
+    def finite(tree):
+        return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
+
+    @jax.jit
+    def look(params, batch):
+        output, trace = model.apply(
+            params,
+            task.inputs(batch),
+            trace=lambda report: {k: jnp.all(jnp.isfinite(v)) for k, v in report.items()},
+        )
+        (loss, _), grads = loss_and_grad(model, task, params, batch, key)
+        return finite(params), trace, finite(output), jnp.isfinite(loss), finite(grads)
+
+    params_ok, trace_ok, output_ok, loss_ok, grads_ok = jax.device_get(look(params, batch))
+    for layer in range(len(next(iter(trace_ok.values())))):
+        for name, ok in trace_ok.items():
+            if not ok[layer]:
+                return f"layer {layer:02d} ({name})"
+    if not output_ok:
+        return "the model's output"
+    if not loss_ok:
+        return "the loss"
+    for what, tree in (("gradient of", grads_ok), ("parameter", params_ok)):
+        for path, ok in jax.tree_util.tree_leaves_with_path(tree):
+            if not ok:
+                return f"{what} {jax.tree_util.keystr(path, simple=True, separator='/')}"
+    return "the gradient norm"
