@@ -73,13 +73,14 @@ class CRATEBlock(nnx.Module):
             config.dim, step_size=config.step_size, penalty=config.penalty, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, z: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, z: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.mssa_norm(z)
         update = self.mssa(normed)
         compressed = z + update
         sparse = self.ista(self.ista_norm(compressed))
-        # Whatever the caller does not keep of this report is dead code to XLA and costs nothing.
-        report = {
+        if not report:
+            return sparse, {}
+        return sparse, {
             "mssa_in": z,
             "mssa_update": update,
             "mssa_out": compressed,
@@ -87,7 +88,6 @@ class CRATEBlock(nnx.Module):
             "subspace_in": self.mssa.project(normed),
             "subspace_out": self.mssa.project(self.mssa_norm(compressed)),
         }
-        return sparse, report
 
 
 class CRATE(nnx.Module):
@@ -129,5 +129,5 @@ class CRATE(nnx.Module):
         class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, self.config.dim))
         x = jnp.concatenate([class_token.astype(self.dtype), x], axis=1)
         x = x + self.position_embedding[...].astype(self.dtype)
-        x, report = self.blocks(x, trace=trace)
-        return self.head(self.head_norm(x[:, 0])).astype(jnp.float32), report
+        x, traced = self.blocks(x, trace=trace)
+        return self.head(self.head_norm(x[:, 0])).astype(jnp.float32), traced

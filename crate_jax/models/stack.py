@@ -38,7 +38,7 @@ def constrain_tokens(x: jax.Array) -> jax.Array:
 
 
 class Stack(nnx.Module):
-    """`depth` blocks made by `make_block(rngs)`; each is called as `block(x)` and returns `(x, named arrays)`."""
+    """`depth` blocks made by `make_block(rngs)`; called as `block(x, report=…)`, each returns `(x, named arrays)`."""
 
     def __init__(
         self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, scan: bool, remat: str, rngs: nnx.Rngs
@@ -55,7 +55,7 @@ class Stack(nnx.Module):
         reduce = (lambda report: report) if trace is True else trace
 
         def body(x, params):
-            x, report = nnx.merge(graphdef, params)(x)
+            x, report = nnx.merge(graphdef, params)(x, report=bool(trace))
             return constrain_tokens(x), (reduce(report) if trace else None)
 
         if self.remat != "none":

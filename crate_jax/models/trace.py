@@ -24,7 +24,7 @@ def readings(report: dict[str, jax.Array]) -> dict[str, jax.Array]:
       a dict of `[b]` arrays. Pass this function as `trace=` to get `[depth, b]`.
     """
     return {
-        "coding_rate_before": objectives.normalized_coding_rate(report["subspace_in"]),
-        "coding_rate": objectives.normalized_coding_rate(report["subspace_out"]),
+        "coding_rate_before": objectives.released_coding_rate(report["subspace_in"]),
+        "coding_rate": objectives.released_coding_rate(report["subspace_out"]),
         "nonzero_fraction": objectives.nonzero_fraction(report["ista_out"]),
     }

@@ -1,0 +1,23 @@
+"""CRATE on scikit-learn's handwritten digits: the whole system in two minutes, offline.
+
+    python -m crate_jax.train --config=configs/base.py --workdir=runs/base
+
+Hardware: 2 CPU cores. Own images instead: --config.data.name=folder:PATH.
+"""
+
+from crate_jax import models
+from crate_jax.training.config import Config, DataConfig, OptimizerConfig, epochs, to_config_dict
+
+
+def get_config():
+    return to_config_dict(
+        Config(
+            model=models.CRATEConfig(
+                image_size=8, patch_size=2, channels=1, num_classes=10, dim=96, depth=6, heads=4, head_dim=24
+            ),
+            batch_size=64,
+            total=epochs(120),
+            data=DataConfig(name="digits", shift=1),
+            optimizer=OptimizerConfig(name="lion", lr=5e-4, weight_decay=0.05, clip_norm=1.0),
+        )
+    )

@@ -1,0 +1,55 @@
+"""Pictures of what was measured. Every figure is written under a temporary name first."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # No display on a server; must be chosen before pyplot is imported.
+import matplotlib.pyplot as plt
+import numpy as np
+
+from crate_jax.analysis.layerwise import Measurement
+
+# Colour-blind safe (Okabe and Ito).
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
+
+
+def save(figure, path: Path) -> None:
+    """Write a figure as PNG: there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=144, bbox_inches="tight")
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: str) -> None:
+    """R^c before and after MSSA and the non-zero fraction after ISTA, by layer, at initialisation and after training.
+
+    Bands are one standard deviation over examples.
+    """
+    figure, (rate, sparsity) = plt.subplots(1, 2, figsize=(10, 3.8))
+    layers = np.arange(1, len(trained["coding_rate"]["mean"]) + 1)
+
+    def line(axis, values, color, style, marker, label):
+        mean, std = np.asarray(values["mean"]), np.asarray(values["std"])
+        axis.plot(layers, mean, color=color, linestyle=style, marker=marker, markersize=5, label=label)
+        axis.fill_between(layers, mean - std, mean + std, color=color, alpha=0.12, linewidth=0)
+
+    for values, color, when in ((initial, GREY, "at initialisation"), (trained, BLUE, "trained")):
+        line(rate, values["coding_rate_before"], color, ":", "o", f"before MSSA, {when}")
+        line(rate, values["coding_rate"], color, "-", "s", f"after MSSA, {when}")
+    rate.set_ylabel(r"$R^c(Z; U_{[K]})$  (nats)")
+    rate.set_title("Compression")
+    line(sparsity, initial["nonzero_fraction"], GREY, "-", "s", "after ISTA, at initialisation")
+    line(sparsity, trained["nonzero_fraction"], ORANGE, "-", "s", "after ISTA, trained")
+    sparsity.set_ylabel(r"$\|Z\|_0 / (d\,n)$")
+    sparsity.set_ylim(0, 1)
+    sparsity.set_title("Sparsification")
+    for axis in (rate, sparsity):
+        axis.set_xlabel("layer")
+        axis.set_xticks(layers)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=8, frameon=False)
+    figure.suptitle(title)
+    figure.tight_layout()
+    save(figure, path)

@@ -1,0 +1,88 @@
+"""What a configuration stands for once the data are known: mesh, model, task, and the data themselves."""
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from crate_jax import models
+from crate_jax.data import pipeline, sources
+from crate_jax.data.transforms import Augment
+from crate_jax.training.config import Config, Duration, fit_to_data
+from crate_jax.training.sharding import check_batch_size, make_mesh
+from crate_jax.training.tasks import Task, make_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A resolved run. `info` describes the data that `config.data` names."""
+
+    config: Config
+    workdir: Path
+    info: sources.DatasetInfo
+    mesh: Mesh
+    model: models.Model
+    task: Task
+
+    def source(self, split: str) -> sources.Source:
+        """The examples of a split, in the size and channels that the model takes."""
+        data = self.config.data
+        return sources.load(
+            data.name,
+            split,
+            image_size=data.image_size,
+            channels=data.channels,
+            data_dir=data.data_dir,
+            exclude=str(self.workdir),
+        )
+
+    def train_batches(self) -> pipeline.Batches:
+        """Training batches, a pure function of (seed, step)."""
+        config = self.config
+        return pipeline.train(
+            self.source("train"),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augment=Augment(
+                shift=config.data.shift, flip=config.data.flip, crop_padding=config.data.crop_padding
+            ),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=config.data.threads,
+            prefetch=config.data.prefetch,
+        )
+
+    def eval_batches(self, source: sources.Source):
+        """Every example of `source` once, padded to whole batches."""
+        return pipeline.evaluation(
+            source,
+            batch_size=self.config.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def steps(self, duration: Duration | None) -> int:
+        """A duration of this run in steps; 0 for None, which means never."""
+        if duration is None:
+            return 0
+        sizes = {"num_examples": self.info.num_examples["train"], "batch_size": self.config.batch_size}
+        total = None if duration == self.config.total else self.config.total.in_steps(**sizes)
+        return duration.in_steps(**sizes, total_steps=total)
+
+
+def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> Run:
+    """Look at the data, fit the configuration to them, and build the mesh and the model.
+
+    Raises:
+      InputError: whatever is wrong with the data, the mesh, the batch size or the model, before any work is done.
+    """
+    data = config.data
+    info = sources.inspect(data.name, data_dir=data.data_dir, exclude=str(workdir))
+    config = fit_to_data(config, info, overrides)
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.batch_size, config.accumulate, mesh)
+    return Run(
+        config, workdir, info, mesh, models.create(config.model), make_task(config, info.max_value)
+    )

@@ -1,0 +1,80 @@
+"""The folder of a run: its configuration, its dataset's description, and whether it may be continued."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from crate_jax import InputError
+from crate_jax.data.sources import DatasetInfo
+from crate_jax.training.config import Config, from_config_dict, to_config_dict
+from crate_jax.training.metrics import write_atomically
+
+
+def prepare(workdir: Path, config: Config, info: DatasetInfo) -> list[str]:
+    """Create the folder or check that it holds the same model and task, and write `config.json` and `dataset.json`.
+
+    Returns:
+      what has changed since the last start, in words.
+    Raises:
+      InputError: the folder holds another model or task.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir: {workdir} is a file; accepted: a folder, or a name for a new one")
+    changes = []
+    if (workdir / "config.json").exists():
+        before, now = _flat(read_config(workdir)), _flat(config)
+        different = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
+        changes = [f"{key} was {old}, is {new}" for key, (old, new) in different.items()]
+        fatal = [
+            f"{key} is {old} there, {new} here"
+            for key, (old, new) in different.items()
+            if key == "task" or (key.startswith("model.") and key not in ("model.scan", "model.remat"))
+        ]
+        if fatal:
+            raise InputError(
+                f"--workdir: {workdir} holds another run ({'; '.join(fatal)}); give another --workdir to start afresh"
+            )
+    (workdir / "report").mkdir(parents=True, exist_ok=True)
+    values = to_config_dict(config).to_dict()
+    write_atomically(workdir / "config.json", json.dumps(_without_none(values), indent=2) + "\n")
+    write_atomically(workdir / "dataset.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+    return changes
+
+
+def read_config(workdir: Path) -> Config:
+    """The configuration that a run was started with."""
+    return from_config_dict(_read(workdir, "config.json"))
+
+
+def read_dataset(workdir: Path) -> DatasetInfo:
+    """The description of the data that a run was trained on."""
+    values = _read(workdir, "dataset.json")
+    return DatasetInfo(**{**values, "class_names": tuple(values["class_names"])})
+
+
+def _read(workdir: Path, name: str) -> dict:
+    path = Path(workdir) / name
+    if not path.is_file():
+        raise InputError(f"--workdir: {workdir} holds no {name}; accepted: the folder of a training run")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"--workdir: {path} is not valid JSON ({error})") from None
+
+
+def _flat(config: Config) -> dict:
+    out = {}
+
+    def visit(prefix, values):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                visit(f"{prefix}{key}.", value)
+            elif value is not None:
+                out[prefix + key] = value
+
+    visit("", to_config_dict(config).to_dict())
+    return out
+
+
+def _without_none(values: dict) -> dict:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}

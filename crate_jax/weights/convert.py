@@ -1,0 +1,171 @@
+"""Reading and writing checkpoints by the tables."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from crate_jax import InputError, models
+from crate_jax.weights import tables
+
+# Names that wrappers put in front of every parameter, and keys under which trainers store the weights.
+PREFIXES = ("module.", "_orig_mod.")
+CONTAINERS = ("state_dict", "model", "model_state_dict")
+
+
+class Family(NamedTuple):
+    """A released format: its table and how the configuration follows from the shapes."""
+
+    table: list[tables.Entry]
+    config: Any  # (mapping of arrays, heads) -> model configuration
+
+
+def _crate_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEConfig:
+    dim, patch_dim = arrays["to_patch_embedding.2.weight"].shape
+    tokens = arrays["pos_embedding"].shape[1] - 1
+    channels = 3 if patch_dim % 3 == 0 and math.isqrt(patch_dim // 3) ** 2 == patch_dim // 3 else 1
+    patch = math.isqrt(patch_dim // channels)
+    inner = arrays["transformer.layers.0.0.fn.qkv.weight"].shape[0]
+    if inner % heads:
+        raise InputError(f"heads: found {heads}; accepted: a divisor of {inner}, the width of qkv")
+    depth = len({name.split(".")[2] for name in arrays if name.startswith("transformer.layers.")})
+    return models.CRATEConfig(
+        image_size=math.isqrt(tokens) * patch,
+        patch_size=patch,
+        channels=channels,
+        num_classes=arrays["mlp_head.1.weight"].shape[0],
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        head_dim=inner // heads,
+    )
+
+
+FAMILIES = {"crate": Family(tables.CRATE, _crate_config)}
+
+
+def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> tuple[Any, models.Params]:
+    """A released checkpoint as `(model_config, params)`.
+
+    Args:
+      source: a mapping from released names to arrays, or a .npz, .safetensors or .pth file. A .pth file is opened
+        with PyTorch's weights-only loader; it never runs code from the file.
+      family: one of FAMILIES.
+      heads: the number of heads; the weights do not tell.
+    Raises:
+      InputError: an unknown family or file, or names and shapes that are not those of the family; all missing, extra and
+        misshapen entries are named in one message.
+    """
+    if family not in FAMILIES:
+        raise InputError(f"family: found {family!r}; accepted: {', '.join(FAMILIES)}")
+    arrays = _read(source) if isinstance(source, str | Path) else dict(source)
+    arrays = {_strip(name): np.asarray(value, np.float32) for name, value in arrays.items()}
+    table = FAMILIES[family].table
+    try:
+        config = FAMILIES[family].config(arrays, heads)
+    except KeyError as error:
+        raise InputError(f"{family} checkpoint: no entry {error}; found {_some(arrays)}") from None
+    abstract = _flat(models.create(config).abstract_params)
+    flat, problems, used = {}, [], set()
+    for entry in table:
+        names = _names(entry, config.depth)
+        used.update(names)
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            problems += [f"missing {name}" for name in missing]
+            continue
+        want = abstract[entry.ours].shape
+        try:
+            parts = [entry.load(arrays[name], heads) for name in names]
+            value = np.stack(parts) if "{layer}" in entry.released else parts[0]
+        except (ValueError, IndexError):
+            value = None
+        if value is None or value.shape != want:
+            shapes = sorted({arrays[name].shape for name in names})
+            problems.append(f"misshapen {entry.released} {shapes}, which must give {entry.ours} {want}")
+            continue
+        flat[entry.ours] = value
+    problems += [f"extra {name}" for name in arrays if name not in used]
+    if problems:
+        raise InputError(f"{family} checkpoint does not fit: " + "; ".join(problems))
+    return config, _nested(flat)
+
+
+def export(params: models.Params, family: str) -> dict[str, np.ndarray]:
+    """Our parameters under the released names; the inverse of `load`."""
+    if family not in FAMILIES:
+        raise InputError(f"family: found {family!r}; accepted: {', '.join(FAMILIES)}")
+    flat = _flat(params)
+    out = {}
+    for entry in FAMILIES[family].table:
+        value = np.asarray(flat[entry.ours])
+        if "{layer}" in entry.released:
+            for layer, part in enumerate(value):
+                out[entry.released.format(layer=layer)] = np.ascontiguousarray(entry.export(part))
+        else:
+            out[entry.released] = np.ascontiguousarray(entry.export(value))
+    return out
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint: no file {path}")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        if path.suffix in (".pth", ".pt", ".bin"):
+            import torch
+
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            for name in CONTAINERS:
+                loaded = loaded.get(name, loaded) if isinstance(loaded, dict) else loaded
+            return {name: value.float().numpy() for name, value in loaded.items()}
+    except ImportError as error:
+        raise InputError(f"checkpoint: reading {path.suffix} needs the package {error.name}") from None
+    except Exception as error:
+        # Every reader has its own exceptions for a truncated or foreign file; the user needs one line.
+        raise InputError(f"checkpoint: {path} cannot be read: {str(error).splitlines()[0]}") from None
+    raise InputError(f"checkpoint: found {path.suffix!r}; accepted: .npz, .safetensors, .pth")
+
+
+def _strip(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _names(entry: tables.Entry, depth: int) -> list[str]:
+    if "{layer}" not in entry.released:
+        return [entry.released]
+    return [entry.released.format(layer=layer) for layer in range(depth)]
+
+
+def _some(arrays: Mapping[str, Any]) -> str:
+    return ", ".join(list(arrays)[:5]) + (", …" if len(arrays) > 5 else "")
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = out
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return out
