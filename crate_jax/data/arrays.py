@@ -1,0 +1,148 @@
+"""Images in memory: scikit-learn's digits and .npz files."""
+
+import contextlib
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crate_jax import InputError
+from crate_jax.data import transforms
+from crate_jax.data.dataset import SPLITS, DatasetInfo, Source, held_out_fifth
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arrays:
+    """A source over images in memory: uint8 [n, h, w, c] and int32 labels [n]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    size: int
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = transforms.fit(self.images[index], size=self.size, channels=self.channels)
+        return {"image": image, "label": self.labels[index]}
+
+
+class Digits:
+    def __init__(self):
+        from sklearn.datasets import load_digits  # takes a second to import; only this dataset needs it
+
+        digits = load_digits()
+        self._images = digits.images.astype(np.uint8)[..., None]
+        self._labels = digits.target.astype(np.int32)
+        self._splits = held_out_fifth(self._labels, "digits")
+
+    def info(self, name: str) -> DatasetInfo:
+        return DatasetInfo(
+            name=name,
+            image_size=8,
+            channels=1,
+            num_classes=10,
+            class_names=tuple("0123456789"),
+            max_value=16,
+            num_examples={split: len(chosen) for split, chosen in self._splits.items()},
+        )
+
+    def load(self, split: str, size: int, channels: int) -> Source:
+        chosen = self._splits[split]
+        return _Arrays(self._images[chosen], self._labels[chosen], size, channels)
+
+
+class Npz:
+    def __init__(self, path: Path):
+        self._path = path
+        if not path.is_file():
+            raise InputError(f"file {path} does not exist; accepted: npz:PATH of an .npz file")
+        with self._archive() as archive:
+            if {"x_train", "y_train", "x_test", "y_test"} <= set(archive.files):
+                names = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
+            elif {"images", "labels"} <= set(archive.files):
+                names = {"train": ("images", "labels")}
+            else:
+                raise InputError(
+                    f"{path} holds the arrays {', '.join(archive.files) or 'none'}; "
+                    "accepted: x_train, y_train, x_test, y_test, or images, labels"
+                )
+            self._shapes = {split: self._image_shape(archive, images) for split, (images, _) in names.items()}
+            labels = {split: self._labels(archive, *pair) for split, pair in names.items()}
+        if len({shape[1:] for shape in self._shapes.values()}) > 1:
+            raise InputError(f"{path}: x_train and x_test hold images of different shapes")
+        self._classes, train = np.unique(labels["train"], return_inverse=True)
+        if len(self._classes) < 2:
+            raise InputError(f"{path} holds labels of {len(self._classes)} class(es); accepted: two or more")
+        if "test" in labels:
+            if unknown := np.setdiff1d(labels["test"], self._classes).tolist():
+                raise InputError(f"{path}: labels in y_test but not in y_train: {unknown[:5]}")
+            chosen = {split: slice(None) for split in SPLITS}
+            numbers = {"train": train, "test": np.searchsorted(self._classes, labels["test"])}
+        else:
+            chosen = held_out_fifth(train, str(path))
+            numbers = {split: train[chosen[split]] for split in SPLITS}
+            names["test"] = names["train"]
+        self._images = {split: (names[split][0], chosen[split]) for split in SPLITS}
+        self._numbers = {split: numbers[split].astype(np.int32) for split in SPLITS}
+
+    @contextlib.contextmanager
+    def _archive(self) -> Iterator[np.lib.npyio.NpzFile]:
+        """Opens the file and turns whatever numpy says of a damaged one into an InputError."""
+        try:
+            with np.load(self._path, allow_pickle=False) as archive:
+                if not isinstance(archive, np.lib.npyio.NpzFile):
+                    raise ValueError("a single array")
+                yield archive
+        except InputError:
+            raise
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{self._path} cannot be read as .npz without pickled objects ({error})"
+            ) from error
+
+    def _image_shape(self, archive: np.lib.npyio.NpzFile, name: str) -> tuple[int, ...]:
+        """Reads shape and type alone: the images themselves may be large."""
+        with archive.zip.open(f"{name}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read(file)
+        if dtype != np.uint8 or len(shape) not in (3, 4) or (*shape, 1)[3] not in (1, 3) or 0 in shape:
+            accepted = "accepted: uint8 (0 to 255) [n, h, w] or [n, h, w, 1 or 3]"
+            raise InputError(f"{self._path}: {name} is {dtype} {list(shape)}; {accepted}")
+        return shape
+
+    def _labels(self, archive: np.lib.npyio.NpzFile, images: str, name: str) -> np.ndarray:
+        labels, count = archive[name], self._image_shape(archive, images)[0]
+        if labels.dtype.kind not in "iuU" or labels.shape not in ((count,), (count, 1)):
+            accepted = f"accepted: integers or strings [{count}]"
+            raise InputError(f"{self._path}: {name} is {labels.dtype} {list(labels.shape)}; {accepted}")
+        return labels.reshape(count)
+
+    def info(self, name: str) -> DatasetInfo:
+        _, height, width, channels = (*self._shapes["train"], 1)[:4]
+        return DatasetInfo(
+            name=name,
+            image_size=min(height, width),
+            channels=channels,
+            num_classes=len(self._classes),
+            class_names=tuple(str(value) for value in self._classes),
+            max_value=255,
+            num_examples={split: len(self._numbers[split]) for split in SPLITS},
+        )
+
+    def load(self, split: str, size: int, channels: int) -> Source:
+        name, chosen = self._images[split]
+        with self._archive() as archive:
+            images = archive[name][chosen]
+        images = images if images.ndim == 4 else images[..., None]
+        return _Arrays(images, self._numbers[split], size, channels)

@@ -1,0 +1,137 @@
+"""Class folders of image files."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crate_jax import InputError
+from crate_jax.data import transforms
+from crate_jax.data.dataset import SPLITS, DatasetInfo, Source, held_out_fifth, natural_shape
+
+_LAYOUT = "accepted: train/CLASS/* with test/CLASS/* (or val/CLASS/*), or CLASS/* alone"
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class Folder:
+    def __init__(self, path: Path, exclude: str | None):
+        excluded = os.path.realpath(exclude) if exclude else None
+        if not path.is_dir():
+            raise InputError(f"folder {path} does not exist; {_LAYOUT}")
+        try:
+            if _directories(path / "train", excluded):
+                train = _class_folders(path / "train", excluded)
+                test = _class_folders(self._test_directory(path, excluded), excluded)
+                self._classes = sorted(train, key=_natural)
+                if unknown := sorted(test.keys() - train.keys(), key=_natural):
+                    raise InputError(
+                        f"{path}: classes in the test split but not in train: {', '.join(unknown[:5])}"
+                    )
+                self._splits = {"train": self._labelled(train), "test": self._labelled(test)}
+            else:
+                images = _class_folders(path, excluded)
+                self._classes = sorted(images, key=_natural)
+                self._splits = {"train": self._labelled(images)}
+        except OSError as error:
+            raise InputError(f"folder {error.filename} cannot be read ({error.strerror})") from error
+        if len(self._classes) < 2:
+            found = (
+                f"images of one class, {self._classes[0]}/" if self._classes else "no images in class folders"
+            )
+            raise InputError(f"folder {path} holds {found}; {_LAYOUT}, of two classes or more")
+        if "test" not in self._splits:
+            paths, labels = self._splits["train"]
+            for split, chosen in held_out_fifth(labels, f"folder {path}").items():
+                self._splits[split] = [paths[i] for i in chosen], labels[chosen]
+        elif not self._splits["test"][0]:
+            raise InputError(f"folder {path} holds no test images; {_LAYOUT}")
+
+    @staticmethod
+    def _test_directory(path: Path, excluded: str | None) -> Path:
+        for name in ("test", "val"):
+            if _directories(path / name, excluded):  # a test/ without class folders has no labels
+                return path / name
+        accepted = f"accepted: one of them, or folder:{path}/train to hold out a fifth"
+        raise InputError(f"folder {path} has train/ but neither test/CLASS/ nor val/CLASS/; {accepted}")
+
+    def _labelled(self, images: dict[str, list[str]]) -> tuple[list[str], np.ndarray]:
+        paths = [path for name in self._classes for path in images.get(name, ())]
+        counts = [len(images.get(name, ())) for name in self._classes]
+        return paths, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+
+    def info(self, name: str) -> DatasetInfo:
+        paths, _ = self._splits["train"]
+        size, channels = natural_shape(len(paths), lambda i: _read_image(paths[i]))
+        return DatasetInfo(
+            name=name,
+            image_size=size,
+            channels=channels,
+            num_classes=len(self._classes),
+            class_names=tuple(self._classes),
+            max_value=255,
+            num_examples={split: len(self._splits[split][0]) for split in SPLITS},
+        )
+
+    def load(self, split: str, size: int, channels: int) -> Source:
+        return _Files(*self._splits[split], size, channels)
+
+
+def _directories(path: Path, excluded: str | None) -> list[os.DirEntry]:
+    """The folders in a folder but for hidden ones and the excluded one; none if there is no such folder."""
+    if not path.is_dir():
+        return []
+    with os.scandir(path) as entries:
+        found = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    return [entry for entry in found if os.path.realpath(entry.path) != excluded]
+
+
+def _class_folders(path: Path, excluded: str | None) -> dict[str, list[str]]:
+    """The sorted image files of every folder in ``path`` that holds some."""
+    images = {}
+    for directory in _directories(path, excluded):
+        with os.scandir(directory.path) as entries:
+            files = [
+                entry.path
+                for entry in entries
+                if entry.name.lower().endswith(_IMAGE_SUFFIXES)
+                and not entry.name.startswith(".")
+                and entry.is_file()
+            ]
+        if files:
+            images[directory.name] = sorted(files)
+    return images
+
+
+def _natural(text: str) -> tuple[list[str | int], str]:
+    """Sorting key under which class 10 follows class 9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)], text
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """A source over image files, decoded when asked for."""
+
+    paths: list[str]
+    labels: np.ndarray
+    size: int
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = _read_image(self.paths[index], self.channels)
+        image = transforms.fit(image, size=self.size, channels=self.channels)
+        return {"image": image, "label": self.labels[index]}
+
+
+def _read_image(path: str, channels: int | None = None) -> np.ndarray:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
+    except OSError as error:
+        raise InputError(f"{path}: unreadable image ({error.strerror})") from error
+    return transforms.decode(data, channels=channels, where=path)
