@@ -17,7 +17,7 @@ def get_config():
             ),
             batch_size=64,
             total=epochs(120),
-            data=DataConfig(name="digits", shift=1),
+            data=DataConfig(name="digits", shift=1.0),
             optimizer=OptimizerConfig(name="lion", lr=5e-4, weight_decay=0.05, clip_norm=1.0),
         )
     )

@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crate_jax.models import Model
-from crate_jax.models.trace import READINGS, readings
 from crate_jax.training.sharding import replicated, shard_batch
 from crate_jax.training.tasks import Task
 
@@ -20,10 +19,10 @@ Measurement = dict[str, dict[str, list[float]]]
 
 
 def make_reader(model: Model, task: Task, mesh: Mesh):
-    """`read(params, batch)` returns each reading of `crate_jax.models.trace` as `[depth, batch]`, on every process."""
+    """`read(params, batch)` returns each of the model's readings as `[depth, batch]`, on every process."""
 
     def read(params, batch):
-        return model.apply(params, task.inputs(batch), trace=readings)[1]
+        return model.apply(params, task.inputs(batch), trace=model.readings)[1]
 
     return jax.jit(read, out_shardings=replicated(mesh))
 
@@ -38,14 +37,14 @@ def measure(
       batches: padded evaluation batches; examples whose `mask` is 0 do not count.
       limit: stop after the batch that reaches so many examples.
     """
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in READINGS}
+    parts: dict[str, list[np.ndarray]] = {}
     seen = 0
     gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
     for batch in batches:
         sharded = shard_batch(batch, mesh)
         values, mask = jax.device_get((read(params, sharded), gather(sharded["mask"])))
-        for name in READINGS:
-            parts[name].append(values[name][:, mask > 0])
+        for name, value in values.items():
+            parts.setdefault(name, []).append(value[:, mask > 0])
         seen += int(mask.sum())
         if seen >= limit:
             break

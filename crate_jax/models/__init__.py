@@ -9,16 +9,29 @@
 (1, 10)
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from crate_jax.models import trace
 from crate_jax.models.crate import CRATE, CRATEConfig, crate
 from crate_jax.models.model import Model, Params
 
-# family: (configuration, module)
-FAMILIES = {"crate": (CRATEConfig, CRATE)}
+
+class Family(NamedTuple):
+    """A kind of model: its configuration, its module, and what can be read off each of its layers."""
+
+    config: type
+    module: type
+    readings: Callable[[dict], dict] | None  # `trace=` for the layer-wise measurements; None: a black box.
 
 
-def create(config) -> Model:
+FAMILIES = {"crate": Family(CRATEConfig, CRATE, trace.readings)}
+
+
+def create(config: Any) -> Model:
     """The model that a configuration of one of the FAMILIES describes."""
-    return Model(config, FAMILIES[config.family][1])
+    family = FAMILIES[config.family]
+    return Model(config, family.module, family.readings)
 
 
-__all__ = ["CRATE", "FAMILIES", "CRATEConfig", "Model", "Params", "crate", "create"]
+__all__ = ["CRATE", "FAMILIES", "CRATEConfig", "Family", "Model", "Params", "crate", "create"]

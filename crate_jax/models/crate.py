@@ -48,6 +48,12 @@ class CRATEConfig:
         """Tokens an image becomes, the class token not counted."""
         return (self.image_size // self.patch_size) ** 2
 
+    def describe_input(self) -> str:
+        """What goes in and what comes out, for people."""
+        size, patch = self.image_size, self.patch_size
+        image = f"{size}×{size}×{self.channels} images"
+        return f"{image}, {self.num_tokens} patches of {patch}×{patch}, {self.num_classes} classes"
+
 
 def crate(size: str, **overrides) -> CRATEConfig:
     """The configuration of a published size.
@@ -81,6 +87,7 @@ class CRATEBlock(nnx.Module):
         if not report:
             return sparse, {}
         return sparse, {
+            "normed": normed,
             "mssa_in": z,
             "mssa_update": update,
             "mssa_out": compressed,

@@ -20,10 +20,17 @@ class Model:
     Args:
       config: the frozen dataclass that describes the model; kept as `model.config`.
       build: `build(config, rngs)` returns the `nnx.Module`.
+      readings: what can be measured in each layer, as a function to pass as `trace=`; None when the layers' meaning is
+        not known (a black box). Kept as `model.readings`.
     """
 
-    def __init__(self, config, build: Callable[[Any, nnx.Rngs], nnx.Module]):
-        self.config = config
+    def __init__(
+        self,
+        config: Any,
+        build: Callable[[Any, nnx.Rngs], nnx.Module],
+        readings: Callable[[dict], dict] | None = None,
+    ):
+        self.config, self.readings = config, readings
         self._build = build
         # Shapes only: no parameter is allocated until `init`.
         self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(params=0))))

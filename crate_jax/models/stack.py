@@ -41,7 +41,13 @@ class Stack(nnx.Module):
     """`depth` blocks made by `make_block(rngs)`; called as `block(x, report=…)`, each returns `(x, named arrays)`."""
 
     def __init__(
-        self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, scan: bool, remat: str, rngs: nnx.Rngs
+        self,
+        make_block: Callable[[nnx.Rngs], nnx.Module],
+        depth: int,
+        *,
+        scan: bool,
+        remat: str,
+        rngs: nnx.Rngs,
     ):
         if remat not in REMAT_POLICIES:
             raise InputError(f"model.remat: found {remat!r}; accepted: {', '.join(REMAT_POLICIES)}")

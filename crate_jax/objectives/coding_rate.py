@@ -4,7 +4,6 @@ Tokens are rows: `z` is `[..., n, d]` with any leading batch axes (the papers us
 `eps_sq` because it is ε²; the code released with CRATE passes ε² under the name eps.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 

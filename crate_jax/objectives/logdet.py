@@ -1,6 +1,5 @@
 """The one hard number behind every coding rate: ½ logdet(I + YᵀY) in single precision."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 

@@ -93,5 +93,7 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 def place_like(tree, shardings):
     """Abstract arrays of `tree` with the given shardings: a target for `restore_params`."""
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
     )

@@ -30,7 +30,10 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         first = str(error).splitlines()[0]
-        _fail(f"out of memory: {first}; lower batch_size, raise accumulate, or set model.remat to dots or full", 1)
+        _fail(
+            f"out of memory: {first}; lower batch_size, raise accumulate, or set model.remat to dots or full",
+            1,
+        )
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
     except KeyboardInterrupt:

@@ -34,7 +34,9 @@ class Duration:
         if self.value == 0:
             return 0
         if self.unit == "percent" and total_steps is None:
-            raise InputError("total_percent: the total is what percentages are of; give total_epochs or total_steps")
+            raise InputError(
+                "total_percent: the total is what percentages are of; give total_epochs or total_steps"
+            )
         steps = {
             "epochs": lambda: self.value * num_examples / batch_size,
             "steps": lambda: self.value,
@@ -69,11 +71,10 @@ class DataConfig:
     channels: int | None = None
     mean: tuple[float, ...] = (0.5,)  # Of pixel values scaled to [0, 1]; one number or one a channel.
     std: tuple[float, ...] = (0.5,)
-    shift: int = 0  # Augmentation: random translation by up to so many pixels,
+    shift: float = 0.0  # Augmentation: random translation by up to so many pixels,
     flip: bool = False  # random horizontal flip,
     crop_padding: int = 0  # random crop after padding by so many pixels.
-    threads: int = 4
-    prefetch: int = 8  # Batches made ahead of the step that uses them.
+    threads: int | None = None  # That prepare batches ahead of the step; None: one a core.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,14 +157,16 @@ def from_config_dict(config: Mapping[str, Any], overrides: Collection[str] = ())
     family = model.get("family", "crate")
     if family not in models.FAMILIES:
         raise InputError(f"model.family: found {family!r}; accepted: {', '.join(models.FAMILIES)}")
-    built = _build(models.FAMILIES[family][0], model, overrides, "model.")
+    built = _build(models.FAMILIES[family].config, model, overrides, "model.")
     fields = {"model": built}
     for name, kind in (("data", DataConfig), ("optimizer", OptimizerConfig), ("mesh", MeshConfig)):
         fields[name] = _build(kind, config.pop(name, {}), overrides, f"{name}.")
     return _build(Config, config, overrides, "", fields)
 
 
-def _build(kind: type, values: Mapping[str, Any], overrides: Collection[str], prefix: str, fields=None) -> Any:
+def _build(
+    kind: type, values: Mapping[str, Any], overrides: Collection[str], prefix: str, fields=None
+) -> Any:
     """An instance of dataclass `kind` from plain values; `fields` holds those that are built already."""
     values, fields = dict(values), dict(fields or {})
     hints = typing.get_type_hints(kind)

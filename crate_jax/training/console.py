@@ -70,12 +70,19 @@ class TrainingProgress:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of the steps since the last log."""
-        names = {"train/loss": "loss", "train/accuracy": "accuracy", "eval/loss": "test loss", "eval/accuracy": "test"}
+        names = {
+            "train/loss": "loss",
+            "train/accuracy": "accuracy",
+            "eval/loss": "test loss",
+            "eval/accuracy": "test",
+        }
         parts = [f"{short} {values[name]:.4f}" for name, short in names.items() if name in values]
         if "train/examples_per_second" in values:
             parts.append(f"{values['train/examples_per_second']:,.0f} images/s")
         if self._bar:
             self._bar.update(self._task, completed=step, report="  ".join(parts))
+            return
+        if not parts:
             return
         if step > self._start:
             left = (time.perf_counter() - self._began) / (step - self._start) * (self._total - step)

@@ -9,7 +9,9 @@ from jax.sharding import Mesh
 from crate_jax.training.sharding import shard_batch
 
 
-def evaluate(eval_step: Callable, params, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> dict[str, float]:
+def evaluate(
+    eval_step: Callable, params, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> dict[str, float]:
     """Means over all examples.
 
     Args:

@@ -1,9 +1,11 @@
 """Where numbers go: `metrics.jsonl` always, TensorBoard when tensorboardX is importable, wandb when asked for."""
 
+import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -18,7 +20,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, *, resume_step: int, wandb_project: str | None = None):
         self.path = Path(workdir) / "metrics.jsonl"
-        keep = [line for line in read_metrics(self.path) if line["step"] <= resume_step and not line.get("final")]
+        keep = [
+            line for line in read_metrics(self.path) if line["step"] <= resume_step and not line.get("final")
+        ]
         if self.path.exists():
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in keep))
         self._file = self.path.open("a", encoding="utf-8")
@@ -30,7 +34,9 @@ class MetricsWriter:
         if wandb_project is not None:
             import wandb
 
-            self._wandb = wandb.init(project=wandb_project, dir=str(workdir), id=Path(workdir).name, resume="allow")
+            self._wandb = wandb.init(
+                project=wandb_project, dir=str(workdir), id=Path(workdir).name, resume="allow"
+            )
 
     def write(self, step: int, values: Mapping[str, float | bool]) -> None:
         """One line: the step and the values."""
@@ -52,6 +58,33 @@ class MetricsWriter:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
+
+
+class ThroughputWindow:
+    """Wall-clock figures of the steps since the last log."""
+
+    def __init__(self, step: int):
+        self._began = self._start = time.perf_counter()
+        self._step, self._waited = step, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The loop waits for data while in this context."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def restart(self, step: int, batch_size: int) -> dict[str, float]:
+        """The figures up to `step`; the next window starts now."""
+        now = time.perf_counter()
+        span = now - self._start
+        values = {
+            "train/examples_per_second": (step - self._step) * batch_size / span,
+            "train/data_wait_fraction": self._waited / span,
+            "seconds": now - self._began,
+        }
+        self._start, self._step, self._waited = now, step, 0.0
+        return values
 
 
 def read_metrics(path: Path) -> list[dict]:

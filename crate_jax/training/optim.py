@@ -22,7 +22,9 @@ def decay_mask(params) -> dict:
 def make_schedule(lr: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Linear from 0 to `lr` over `warmup_steps`, then cosine to 0 at `total_steps`."""
     if warmup_steps >= total_steps:
-        raise InputError(f"warmup: {warmup_steps} steps; accepted: fewer than the {total_steps} of the whole run")
+        raise InputError(
+            f"warmup: {warmup_steps} steps; accepted: fewer than the {total_steps} of the whole run"
+        )
     return optax.warmup_cosine_decay_schedule(
         0.0 if warmup_steps else lr, lr, warmup_steps=warmup_steps, decay_steps=total_steps
     )

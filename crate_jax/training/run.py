@@ -51,7 +51,6 @@ class Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_threads=config.data.threads,
-            prefetch=config.data.prefetch,
         )
 
     def eval_batches(self, source: sources.Source):
@@ -83,6 +82,4 @@ def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
     config = fit_to_data(config, info, overrides)
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.accumulate, mesh)
-    return Run(
-        config, workdir, info, mesh, models.create(config.model), make_task(config, info.max_value)
-    )
+    return Run(config, workdir, info, mesh, models.create(config.model), make_task(config, info.max_value))

@@ -44,7 +44,9 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     if free and len(devices) % known == 0:
         sizes[free[0]] = len(devices) // known
     if int(np.prod(list(sizes.values()))) != len(devices):
-        raise InputError(f"mesh: found {found} for {len(devices)} devices; the axes must multiply to that number")
+        raise InputError(
+            f"mesh: found {found} for {len(devices)} devices; the axes must multiply to that number"
+        )
     return jax.make_mesh(
         tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
     )
@@ -117,6 +119,8 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 def bytes_per_device(tree, shardings) -> int:
     """Bytes that one device holds of a tree of arrays placed by `shardings`."""
     sizes = jax.tree.map(
-        lambda leaf, sharding: int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize, tree, shardings
+        lambda leaf, sharding: int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize,
+        tree,
+        shardings,
     )
     return sum(jax.tree.leaves(sizes))

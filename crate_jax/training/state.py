@@ -36,7 +36,12 @@ class TrainState:
 
 
 def init_state(
-    model: Model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool, metric_names: tuple[str, ...]
+    model: Model,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema: bool,
+    metric_names: tuple[str, ...],
 ) -> TrainState:
     """A fresh state. Pure; see `make_state` for the sharded one."""
     params = model.init(key)

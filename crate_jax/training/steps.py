@@ -80,7 +80,9 @@ def metric_names(model: Model, task: Task, batch) -> tuple[str, ...]:
     """Names of the metrics of the training step, found by shape inference."""
     key = jax.random.key(0)
     _, metrics = jax.eval_shape(
-        lambda params, batch: task.loss(partial(model.apply, params), batch, key), model.abstract_params, batch
+        lambda params, batch: task.loss(partial(model.apply, params), batch, key),
+        model.abstract_params,
+        batch,
     )
     return (*COMMON_METRICS, *metrics)
 

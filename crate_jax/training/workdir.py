@@ -23,7 +23,9 @@ def prepare(workdir: Path, config: Config, info: DatasetInfo) -> list[str]:
     changes = []
     if (workdir / "config.json").exists():
         before, now = _flat(read_config(workdir)), _flat(config)
-        different = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
+        different = {
+            key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)
+        }
         changes = [f"{key} was {old}, is {new}" for key, (old, new) in different.items()]
         fatal = [
             f"{key} is {old} there, {new} here"

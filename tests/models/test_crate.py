@@ -33,7 +33,8 @@ def assert_close(actual, expected, name=""):
 
 
 @pytest.mark.parametrize(
-    ("size", "count"), [("tiny", 6_090_856), ("small", 13_116_328), ("base", 22_796_008), ("large", 77_641_192)]
+    ("size", "count"),
+    [("tiny", 6_090_856), ("small", 13_116_328), ("base", 22_796_008), ("large", 77_641_192)],
 )
 def test_parameter_counts_are_the_published_ones(size, count):
     assert models.create(models.crate(size)).num_params == count
@@ -67,7 +68,7 @@ def test_loss_and_every_gradient_match_the_released_model(official):
 
 @pytest.mark.parametrize("change", [{"scan": False}, {"remat": "dots"}, {"remat": "full"}])
 def test_scan_and_remat_change_nothing(official, change):
-    arrays, model, params, images = official
+    _, model, params, images = official
     other = models.create(models.CRATEConfig(**{**vars(model.config), **change}))
 
     def value(model):
@@ -160,7 +161,10 @@ def test_scanned_program_does_not_grow_with_depth():
     [
         (lambda: models.crate("huge"), "size of CRATE: found 'huge'; accepted: tiny"),
         (lambda: models.create(models.crate("tiny", patch_size=15)), "does not divide model.image_size 224"),
-        (lambda: models.create(models.crate("tiny", remat="all")), "model.remat: found 'all'; accepted: none"),
+        (
+            lambda: models.create(models.crate("tiny", remat="all")),
+            "model.remat: found 'all'; accepted: none",
+        ),
         (lambda: models.create(models.crate("tiny", dtype="float8")), "model.dtype: found 'float8'"),
     ],
 )

@@ -1,0 +1,50 @@
+"""The table before step 1: what will run, where, and whether it fits."""
+
+import jax
+
+from crate_jax.training import console
+from crate_jax.training.run import Run
+from crate_jax.training.sharding import bytes_per_device
+from crate_jax.training.state import TrainState, shardings_of
+
+
+def print_summary(
+    run: Run, abstract: TrainState, compiled: jax.stages.Compiled, total_steps: int, start: int
+) -> None:
+    """Print model, data, mesh, memory a device, batch and steps.
+
+    Args:
+      abstract: shapes and shardings of the state.
+      compiled: the training step.
+      total_steps: of the whole run.
+      start: the step that this start resumes from.
+    """
+    config, model = run.config, run.model.config
+    memory = compiled.memory_analysis()
+    # Donated arguments are counted once: their outputs live in the same place.
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    held = {
+        name: console.human_bytes(
+            bytes_per_device(getattr(abstract, name), getattr(shardings_of(abstract), name))
+        )
+        for name in ("params", "opt_state")
+    }
+    optimizer = config.optimizer
+    console.table(
+        f"{model.family} on {run.info.name}",
+        {
+            "model": f"depth {model.depth}, dim {model.dim}, {model.heads} heads of {model.head_dim}",
+            "parameters": f"{run.model.num_params:,}",
+            "input": model.describe_input(),
+            "examples": ", ".join(f"{count:,} {split}" for split, count in run.info.num_examples.items()),
+            "mesh": " × ".join(f"{name}={size}" for name, size in run.mesh.shape.items())
+            + f" on {run.mesh.size} {jax.devices()[0].device_kind} device(s)",
+            "memory a device": f"{console.human_bytes(peak)} at the peak, of which parameters {held['params']} "
+            f"and optimiser {held['opt_state']}",
+            "batch": f"{config.batch_size} in {config.accumulate} slice(s)",
+            "steps": f"{total_steps:,}" + (f", resuming after {start:,}" if start else ""),
+            "optimiser": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}",
+            "workdir": run.workdir,
+        },
+    )
