@@ -4,7 +4,7 @@ The parameters of all layers are stored stacked along a first axis of length `de
 unrolled, so a checkpoint does not depend on that choice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -75,3 +75,18 @@ class Stack(nnx.Module):
             x, report = body(x, jax.tree.map(lambda leaf: leaf[layer], stacked))  # noqa: B023
             reports.append(report)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
+
+    def decode(self, x: jax.Array, caches: Sequence[Any], position: jax.Array) -> tuple[jax.Array, tuple]:
+        """One token `[b, d]` through all blocks, each called as `block.decode(x, cache, position)`.
+
+        Unrolled even where the stack is scanned: caches that are separate arrays are updated in place, while those
+        carried through a scan over layers would be copied for every token.
+        """
+        graphdef, stacked = nnx.split(self.blocks)
+        updated = []
+        for layer, cache in enumerate(caches):
+            block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[layer], stacked))  # noqa: B023
+            x, cache = block.decode(x, cache, position)
+            x = constrain_tokens(x)
+            updated.append(cache)
+        return x, tuple(updated)
