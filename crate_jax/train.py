@@ -246,6 +246,10 @@ class Trainer:
             rows["layers"] = figures.layerwise_report(
                 run.workdir, title=f"{run.model.config.family} on held-out {run.info.name}"
             )
+        if run.task.report is not None:
+            source = run.source("test")
+            images = (source[i]["image"] for i in range(len(source)))
+            rows |= run.task.report(values, images, run.workdir / "report")
         table("test set, last parameters", {**rows, "metrics": self.writer.path})
         return values
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from crate_jax.models import trace
 from crate_jax.models.crate import CRATE, CRATEConfig, crate
-from crate_jax.models.gpt import CRATEGPT, IGPT, CRATEGPTConfig, IGPTConfig, TokenConfig, igpt
+from crate_jax.models.gpt import CRATEGPT, IGPT, MASKED, CRATEGPTConfig, IGPTConfig, TokenConfig, igpt
 from crate_jax.models.model import Images, Model, Params
 
 
@@ -44,6 +44,7 @@ __all__ = [
     "CRATEGPT",
     "FAMILIES",
     "IGPT",
+    "MASKED",
     "CRATEConfig",
     "CRATEGPTConfig",
     "Family",

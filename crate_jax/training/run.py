@@ -13,6 +13,7 @@ from crate_jax.data.transforms import Augment
 from crate_jax.training.config import Config, Duration, fit_to_data
 from crate_jax.training.sharding import check_batch_size, make_mesh
 from crate_jax.training.tasks import Task, make_task
+from crate_jax.training.tokenizer import Pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,4 +83,4 @@ def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
     config = fit_to_data(config, info, overrides)
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.accumulate, mesh)
-    return Run(config, workdir, info, mesh, models.create(config.model), make_task(config, info.max_value))
+    return Run(config, workdir, info, mesh, models.create(config.model), make_task(config, Pixels(info.max_value)))
