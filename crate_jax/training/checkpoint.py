@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -89,11 +88,3 @@ class Checkpoints:
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
 
-
-def place_like(tree, shardings):
-    """Abstract arrays of `tree` with the given shardings: a target for `restore_params`."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )

@@ -1,5 +1,6 @@
 """What every command shares: flags, one-line errors, exit codes."""
 
+import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -60,12 +61,7 @@ def parse_config_file(argv: list[str]) -> tuple[Config, Path, set[str]]:
     file, _, variant = given.partition(":")
     if not Path(file).is_file():
         raise InputError(f"--config: no file {file}; accepted: a Python file such as configs/base.py")
-    try:
-        rest = values(argv)
-    except AttributeError as error:
-        raise InputError(f"--config: unknown key {str(error).strip(chr(34))}") from None
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    _parse(values, argv)
     config = values["config"].value
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config: {file} returned no ConfigDict from get_config({variant or ''})")
@@ -83,11 +79,30 @@ def parse_workdir(argv: list[str]) -> tuple[Config, Path, set[str]]:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "A training run.", flag_values=values)
     config_flags.DEFINE_config_dict("config", to_config_dict(config), flag_values=values)
-    try:
-        rest = values(argv)
-    except AttributeError as error:
-        raise InputError(f"--config: unknown key {str(error).strip(chr(34))}") from None
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    _parse(values, argv)
     overrides = set(config_flags.get_override_values(values["config"]))
     return from_config_dict(values["config"].value, overrides), Path(given), overrides
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> None:
+    try:
+        rest = values(argv)
+    except (AttributeError, flags.UnrecognizedFlagError):
+        # ml_collections answers a misspelt key in several ways, none of which names its path and its neighbours.
+        for argument in argv[1:]:
+            if argument.startswith("--config."):
+                _check_key(argument[len("--config.") :].split("=")[0], values["config"].value)
+        raise
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+
+
+def _check_key(path: str, config: ConfigDict) -> None:
+    node, seen = config, ""
+    for name in path.split("."):
+        known = list(node) if isinstance(node, ConfigDict) else []
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {seen}{near[0]}?" if near else f"accepted: {', '.join(known) or 'nothing below it'}"
+            raise InputError(f"config: unknown key {seen}{name}; {hint}")
+        node, seen = node[name], f"{seen}{name}."

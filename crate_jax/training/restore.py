@@ -1,0 +1,61 @@
+"""Opening a trained run: its configuration, its model and the parameters that evaluation uses."""
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from crate_jax import InputError, models
+from crate_jax.data import sources
+from crate_jax.training import workdir as workdirs
+from crate_jax.training.checkpoint import Checkpoints
+from crate_jax.training.config import Config
+from crate_jax.training.run import Run, make_run
+from crate_jax.training.state import with_shardings
+
+
+def open_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> tuple[Run, models.Params, int]:
+    """A run to look at, with the parameters of its latest checkpoint (the averaged ones if it kept an average).
+
+    Args:
+      config: the run's own configuration, perhaps with `data.*` changed to look at it on other data.
+      workdir: the folder of the run.
+      overrides: dotted keys that were changed.
+    Returns:
+      `(run, params, step)`.
+    Raises:
+      InputError: no checkpoint, a changed model, or data whose classes the model does not know.
+    """
+    trained = workdirs.read_config(workdir)
+    changed = sorted(key for key in overrides if key.startswith("model."))
+    if changed:
+        raise InputError(f"--config.{changed[0]}: the model of a trained run cannot be changed")
+    checkpoints = Checkpoints(workdir, create=False)
+    step = checkpoints.latest_step
+    if step is None:
+        raise InputError(f"--workdir: {workdir} holds no complete checkpoint yet")
+    # Other data take the shape that the model was trained on.
+    data = dataclasses.replace(
+        config.data, image_size=trained.data.image_size, channels=trained.data.channels
+    )
+    run = make_run(dataclasses.replace(config, data=data), workdir, {"model.patch_size"})
+    known = workdirs.read_dataset(workdir).class_names
+    if run.info.class_names != known:
+        run = dataclasses.replace(run, labels=_label_map(run.info, known))
+    model = models.create(dataclasses.replace(trained.model, dtype=config.model.dtype))
+    run = dataclasses.replace(run, model=model)
+    params = checkpoints.restore_params(with_shardings(model.abstract_params, run.mesh), step)
+    checkpoints.close()
+    return run, params, step
+
+
+def _label_map(info: sources.DatasetInfo, known: tuple[str, ...]) -> np.ndarray:
+    """The trained label of each class of other data, matched by name."""
+    unknown = [name for name in info.class_names if name not in known]
+    if unknown:
+        raise InputError(
+            f"{info.name}: classes {', '.join(unknown[:5])} are not among those the model was trained on "
+            f"({', '.join(known[:10])}{', …' if len(known) > 10 else ''})"
+        )
+    return np.array([known.index(name) for name in info.class_names], np.int32)
