@@ -10,7 +10,7 @@ import jax
 
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
-from crate_jax.training import cli, evaluation, optim, state, steps, workdir
+from crate_jax.training import cli, evaluation, optim, restore, state, steps, workdir
 from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.config import Config
 from crate_jax.training.console import TrainingProgress, console, table
@@ -43,7 +43,7 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
       FloatingPointError: the loss or a gradient was not finite.
     """
     run = make_run(config, Path(path), overrides)
-    for change in workdir.prepare(run.workdir, run.config, run.info):
+    for change in workdir.prepare(run.workdir, run.config, run.info, run.colours):
         console.print(f"changed since the last start: {change}")
     with jax.set_mesh(run.mesh):
         trainer = Trainer(run)
@@ -102,6 +102,8 @@ class Trainer:
             current = self.checkpoints.restore(self.abstract, self.start_step)
         else:
             current = self.init_state()
+            if run.config.init_from is not None:
+                current = restore.warm_start(current, Path(run.config.init_from), run)
             self._measure_layers(current, "initial")
         print_summary(run, self.abstract, self.train_step, self.total_steps, self.start_step)
         current = self._loop(current)

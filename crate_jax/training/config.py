@@ -74,6 +74,8 @@ class DataConfig:
     shift: float = 0.0  # Augmentation: random translation by up to so many pixels,
     flip: bool = False  # random horizontal flip,
     crop_padding: int = 0  # random crop after padding by so many pixels.
+    labels_per_class: int | None = None  # Train on so many examples of each class, drawn by the seed.
+    palette: str | None = None  # A .npy of colours for token models; None: k-means over the training images.
     threads: int | None = None  # That prepare batches ahead of the step; None: one a core.
 
 
@@ -118,6 +120,7 @@ class Config:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
+    init_from: str | None = None  # A workdir whose parameters (and palette) this run starts from.
     wandb: str | None = None  # A Weights & Biases project to log to; wandb must be installed.
 
 
