@@ -160,7 +160,7 @@ class IGPTBlock(nnx.Module):
         return out, ({"normed": normed, "attention_out": x, "mlp_out": out} if report else {})
 
     def decode(self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array):
-        """The block on one token `[b, d]`; the cache holds the keys and values `[b, k, n, p]` of those before it."""
+        """The block on one token `[b, d]`; the cache holds the keys and values `[b, k, p, n]` of those before it."""
         query, key, value = jnp.moveaxis(self.qkv(self.attention_norm(x)), -3, 0)
         keys, values = (
             cache_token(cached, new, position) for cached, new in zip(cache, (key, value), strict=True)
@@ -246,7 +246,7 @@ class IGPT(_TokenModel):
 
     @staticmethod
     def init_cache(config: IGPTConfig, batch_size: int) -> tuple:
-        """Keys and values of every layer, each `[b, heads, num_positions, head_dim]`."""
+        """Keys and values of every layer, each `[b, heads, head_dim, num_positions]`."""
         return tuple((_empty(config, batch_size), _empty(config, batch_size)) for _ in range(config.depth))
 
 
@@ -258,10 +258,10 @@ class CRATEGPT(_TokenModel):
 
     @staticmethod
     def init_cache(config: CRATEGPTConfig, batch_size: int) -> tuple:
-        """Subspace projections of every layer, `[b, heads, num_positions, head_dim]`."""
+        """Subspace projections of every layer, `[b, heads, head_dim, num_positions]`."""
         return tuple(_empty(config, batch_size) for _ in range(config.depth))
 
 
 def _empty(config: Any, batch_size: int) -> jax.Array:
-    shape = (batch_size, config.heads, config.num_positions, config.head_dim)
+    shape = (batch_size, config.heads, config.head_dim, config.num_positions)
     return jnp.zeros(shape, resolve_dtype(config.dtype))
