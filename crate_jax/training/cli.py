@@ -64,7 +64,9 @@ def parse_config_file(argv: list[str]) -> tuple[Config, Path, set[str]]:
         raise InputError(f"--config: {file} defines no function get_config")
     config = get_config(variant) if variant else get_config()
     if not isinstance(config, ConfigDict):
-        raise InputError(f"--config: get_config of {file} returned {type(config).__name__}; accepted: ConfigDict")
+        raise InputError(
+            f"--config: get_config of {file} returned {type(config).__name__}; accepted: ConfigDict"
+        )
     config, overrides = _override(config, argv)
     name = Path(file).stem + (f"-{variant}" if variant else "")
     return from_config_dict(config, overrides), Path(_flag(argv, "workdir") or f"runs/{name}"), overrides
@@ -106,6 +108,10 @@ def _check_key(path: str, config: ConfigDict) -> None:
         known = list(node) if isinstance(node, ConfigDict) else []
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {seen}{near[0]}?" if near else f"accepted: {', '.join(known) or 'nothing below it'}"
+            hint = (
+                f"did you mean {seen}{near[0]}?"
+                if near
+                else f"accepted: {', '.join(known) or 'nothing below it'}"
+            )
             raise InputError(f"config: unknown key {seen}{name}; {hint}")
         node, seen = node[name], f"{seen}{name}."

@@ -15,7 +15,9 @@ from crate_jax.training.run import Run, make_run
 from crate_jax.training.state import with_shardings
 
 
-def open_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> tuple[Run, models.Params, int]:
+def open_run(
+    config: Config, workdir: Path, overrides: Collection[str] = ()
+) -> tuple[Run, models.Params, int]:
     """A run to look at, with the parameters of its latest checkpoint (the averaged ones if it kept an average).
 
     Args:
@@ -45,7 +47,8 @@ def open_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
         run = dataclasses.replace(run, labels=_label_map(run.info, known))
     model = models.create(dataclasses.replace(trained.model, dtype=config.model.dtype))
     run = dataclasses.replace(run, model=model)
-    params = checkpoints.restore_params(with_shardings(model.abstract_params, run.mesh), step)
+    target = with_shardings(model.abstract_params, run.mesh)
+    params = checkpoints.restore_params(target, step, averaged=trained.ema_decay > 0)
     checkpoints.close()
     return run, params, step
 

@@ -33,7 +33,8 @@ def observe(run, mesh) -> dict:
     with jax.set_mesh(mesh):
         current = state.make_state(model, tx, jax.random.key(0), abstract)
         grads = jax.jit(
-            partial(steps.loss_and_grad, model, task), out_shardings=(None, sharding.tree_shardings(current.params, mesh))
+            partial(steps.loss_and_grad, model, task),
+            out_shardings=(None, sharding.tree_shardings(current.params, mesh)),
         )(current.params, sharding.shard_batch(batches.batch(0), mesh), jax.random.key(1))[1]
         step = jax.jit(
             steps.make_train_step(model, task, tx, config, log_steps=1),
@@ -68,7 +69,9 @@ def main() -> None:
                 float(np.linalg.norm(a - b) / np.linalg.norm(b))
                 for a, b in zip(other["grads"], one["grads"], strict=True)
             ),
-            "loss_error": max(abs(a - b) / abs(b) for a, b in zip(other["losses"], one["losses"], strict=True)),
+            "loss_error": max(
+                abs(a - b) / abs(b) for a, b in zip(other["losses"], one["losses"], strict=True)
+            ),
             "sharded_params": other["sharded_params"],
         }
     print(json.dumps(report))

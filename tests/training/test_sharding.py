@@ -63,10 +63,14 @@ def test_a_large_array_without_a_rule_is_an_error():
 
 
 def test_sizes_that_do_not_divide_the_mesh():
-    with pytest.raises(InputError, match="dimension 1 of blocks/mssa/bases, 6 long, does not divide over tensor=4"):
+    with pytest.raises(
+        InputError, match="dimension 1 of blocks/mssa/bases, 6 long, does not divide over tensor=4"
+    ):
         sharding.spec_for("blocks/mssa/bases", (12, 6, 384, 64), 4, abstract_mesh(tensor=4))
     # A small array drops the axis instead.
-    assert sharding.spec_for("head/kernel", (384, 10), 4, abstract_mesh(tensor=4)) == PartitionSpec("fsdp", None)
+    assert sharding.spec_for("head/kernel", (384, 10), 4, abstract_mesh(tensor=4)) == PartitionSpec(
+        "fsdp", None
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,8 +96,6 @@ def test_gradient_accumulation_is_the_large_batch(tiny_config):
     params = run_.model.init(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, run_.train_batches().batch(0))
     fn = partial(steps.loss_and_grad, run_.model, run_.task)
-    whole, parts = (
-        jax.jit(partial(fn, accumulate=n))(params, batch, jax.random.key(1)) for n in (1, 4)
-    )
+    whole, parts = (jax.jit(partial(fn, accumulate=n))(params, batch, jax.random.key(1)) for n in (1, 4))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         assert float(jnp.linalg.norm(a - b)) <= 1e-5 * float(jnp.linalg.norm(a)) + 1e-9
