@@ -68,7 +68,7 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tiny_flags, tmp_path):
         ({"optimizer.name": "adagrad"}, "optimizer.name: found 'adagrad'; accepted: lion, adamw, sgd"),
         ({"warmup_steps": 30}, "warmup: 30 steps; accepted: fewer than the 30"),
         ({"model.patch_size": 3}, "model.patch_size: 3 does not divide"),
-        ({"data.image_size": 31}, "31 px has no patch size near a 4×4 grid; sizes that work"),
+        ({"data.image_size": 31, "model.image_size": 16}, "31 px has no patch size near a 4×4 grid; sizes that work"),
     ],
 )
 def test_impossible_configurations_stop_before_any_work(changes, message, tmp_path):

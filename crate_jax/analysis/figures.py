@@ -1,6 +1,5 @@
 """Pictures of what was measured. Every figure is written under a temporary name first."""
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -54,14 +53,3 @@ def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: 
     figure.suptitle(title)
     figure.tight_layout()
     save(figure, path)
-
-
-def layerwise_report(workdir: Path, *, title: str) -> Path:
-    """Draw `report/layerwise.png` of a run from its two measurements; returns the path."""
-    report = workdir / "report"
-    initial, trained = (
-        json.loads((report / f"layerwise_{when}.json").read_text(encoding="utf-8"))
-        for when in ("initial", "trained")
-    )
-    layerwise(initial, trained, report / "layerwise.png", title=title)
-    return report / "layerwise.png"
