@@ -22,13 +22,18 @@ def main(argv: list[str]) -> None:
             layers = layerwise.measure(
                 layerwise.make_reader(run.model, run.task, run.mesh), params, batches, run.mesh
             )
-    report = {"step": step, "data": run.config.data.name, **{f"eval/{name}": value for name, value in values.items()}}
+    report = {
+        "step": step,
+        "data": run.config.data.name,
+        **{f"eval/{name}": value for name, value in values.items()},
+    }
     write_atomically(
         run.workdir / "report" / "evaluate.json", json.dumps({**report, "layers": layers}, indent=1) + "\n"
     )
     rows = {name: f"{value:.4f}" for name, value in values.items() if name != "count"}
     table(
-        f"{run.workdir} at step {step} on {run.config.data.name}", {**rows, "examples": f"{values['count']:.0f}"}
+        f"{run.workdir} at step {step} on {run.config.data.name}",
+        {**rows, "examples": f"{values['count']:.0f}"},
     )
     if layers is not None:
         wide_table(

@@ -44,7 +44,13 @@ def environment(devices: int = 1) -> dict[str, str]:
 def run(arguments: list[str], *, devices: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:
     """Run to the end, in the checkout's root."""
     return subprocess.run(
-        arguments, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=timeout, check=False
+        arguments,
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

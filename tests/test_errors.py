@@ -23,7 +23,10 @@ def error_line(done) -> str:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config=configs/base.py", "--config.model.dmi=3"], "unknown key model.dmi; did you mean model.dim"),
+        (
+            ["--config=configs/base.py", "--config.model.dmi=3"],
+            "unknown key model.dmi; did you mean model.dim",
+        ),
         (["--config=configs/bass.py"], "no file configs/bass.py"),
         (["--config=configs/base.py", "--config.total_epochs=many"], "total_epochs=many"),
         (["--config=configs/base.py", "--config.data.name=digitz"], "digitz.*accepted: digits, tfds:NAME"),
@@ -56,13 +59,19 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tiny_flags, tmp_path):
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size: 0 does not divide"),
-        ({"accumulate": 5}, r"batch_size: 32 does not divide .* accumulate = 5; nearest sizes that work: 30, 35"),
+        (
+            {"accumulate": 5},
+            r"batch_size: 32 does not divide .* accumulate = 5; nearest sizes that work: 30, 35",
+        ),
         ({"mesh.fsdp": 3}, r"mesh: found data=-1×fsdp=3×tensor=1 for 1 devices"),
         ({"task": "dream"}, "task: found 'dream'; accepted: classify"),
         ({"optimizer.name": "adagrad"}, "optimizer.name: found 'adagrad'; accepted: lion, adamw, sgd"),
         ({"warmup_steps": 30}, "warmup: 30 steps; accepted: fewer than the 30"),
         ({"model.patch_size": 3}, "model.patch_size: 3 does not divide"),
-        ({"data.image_size": 31}, "31 px has no patch size near a 4×4 grid; sizes that work"),
+        (
+            {"data.image_size": 31, "model.image_size": 16},
+            "31 px has no patch size near a 4×4 grid; sizes that work",
+        ),
     ],
 )
 def test_impossible_configurations_stop_before_any_work(changes, message, tmp_path):
@@ -75,7 +84,7 @@ def test_impossible_configurations_stop_before_any_work(changes, message, tmp_pa
 def test_workdir_of_another_model(tmp_path):
     train(load_config({**TINY, "total_steps": 2}), tmp_path)
     other = load_config({**TINY, "total_steps": 2, "model.dim": 24})
-    with pytest.raises(InputError, match="holds another run .*model.dim is 16 there, 24 here"):
+    with pytest.raises(InputError, match=r"holds another run .*model.dim is 16 there, 24 here"):
         train(other, tmp_path)
 
 

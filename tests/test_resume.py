@@ -19,7 +19,9 @@ def final_arrays(workdir) -> list[np.ndarray]:
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints")
     step = manager.latest_step()
     assert step == 30
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(manager.restore(step, args=ocp.args.StandardRestore()))]
+    return [
+        np.asarray(leaf) for leaf in jax.tree.leaves(manager.restore(step, args=ocp.args.StandardRestore()))
+    ]
 
 
 def assert_same_run(one, other):

@@ -1,6 +1,5 @@
 """Pictures of what was measured. Every figure is written under a temporary name first."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,17 +57,6 @@ def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: 
     save(figure, path)
 
 
-def layerwise_report(workdir: Path, *, title: str) -> Path:
-    """Draw `report/layerwise.png` of a run from its two measurements; returns the path."""
-    report = workdir / "report"
-    initial, trained = (
-        json.loads((report / f"layerwise_{when}.json").read_text(encoding="utf-8"))
-        for when in ("initial", "trained")
-    )
-    layerwise(initial, trained, report / "layerwise.png", title=title)
-    return report / "layerwise.png"
-
-
 def image_grid(pictures: Sequence[np.ndarray], *, pixels: int = 64) -> bytes:
     """A PNG of many small images, about as many rows as columns.
 
@@ -80,7 +68,9 @@ def image_grid(pictures: Sequence[np.ndarray], *, pixels: int = 64) -> bytes:
     large = [np.repeat(np.repeat(np.rint(p), scale, axis=1), scale, axis=2) for p in pictures]
     # A thin line between what belongs together, a thick one around it.
     thin, thick = 2, 8
-    tiles = np.concatenate([np.pad(p, ((0, 0), (0, 0), (0, thin), (0, 0)), constant_values=255) for p in large], axis=2)
+    tiles = np.concatenate(
+        [np.pad(p, ((0, 0), (0, 0), (0, thin), (0, 0)), constant_values=255) for p in large], axis=2
+    )
     tiles = np.pad(tiles[:, :, :-thin], ((0, 0), (0, thick), (0, thick), (0, 0)), constant_values=255)
     n, h, w, c = tiles.shape
     columns = max(1, round(np.sqrt(n * h / w)))

@@ -62,8 +62,6 @@ class CRATEConfig:
         size = images.wanted_size or images.size
         if "patch_size" in images.fixed:
             patch = self.patch_size
-            if images.wanted_size is None:
-                size = max(patch, size // patch * patch)
         elif size == self.image_size:
             patch = self.patch_size
         elif images.wanted_size is None:

@@ -241,7 +241,9 @@ class IGPT(_TokenModel):
 
     def __init__(self, config: IGPTConfig, rngs: nnx.Rngs):
         if config.dim % config.heads:
-            raise InputError(f"model.heads: found {config.heads}, which does not divide model.dim {config.dim}")
+            raise InputError(
+                f"model.heads: found {config.heads}, which does not divide model.dim {config.dim}"
+            )
         super().__init__(config, rngs, make_block=IGPTBlock, make_norm=rms_norm)
 
     @staticmethod

@@ -103,9 +103,7 @@ class MSSA(nnx.Module):
     U_kᵀ; `bases` is `[k, d, p]`, `output` `[k, p, d]`. With `causal` a token attends to itself and those before it.
     """
 
-    def __init__(
-        self, dim: int, heads: int, head_dim: int, *, causal: bool = False, dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, dim: int, heads: int, head_dim: int, *, causal: bool = False, dtype, rngs: nnx.Rngs):
         self.causal, self.dtype = causal, dtype
         bases_init = uniform_init(1 / math.sqrt(dim))
         output_init = uniform_init(1 / math.sqrt(heads * head_dim))

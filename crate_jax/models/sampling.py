@@ -24,7 +24,9 @@ class Draw(NamedTuple):
         if not self.temperature > 0:
             raise InputError(f"temperature: found {self.temperature}; accepted: a number above 0")
         if self.top_k is not None and not 1 <= self.top_k <= vocab_size:
-            raise InputError(f"top_k: found {self.top_k}; accepted: 1 to {vocab_size}, the size of the vocabulary")
+            raise InputError(
+                f"top_k: found {self.top_k}; accepted: 1 to {vocab_size}, the size of the vocabulary"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p: found {self.top_p}; accepted: a number above 0, at most 1")
 

@@ -61,20 +61,15 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(_as_dict(abstract)))
         return TrainState(**restored)
 
-    def restore_params(self, abstract_params: Any, step: int) -> Any:
-        """Only the parameters that evaluation uses (the averaged ones when the run kept them), placed as asked."""
-        saved = self._manager.item_metadata(step)
-        name = "ema" if saved is not None and saved.tree["ema"] is not None else "params"
+    def restore_params(self, abstract_params: Any, step: int, *, averaged: bool) -> Any:
+        """Only the parameters, placed as asked: the current ones, or their moving average."""
+        name = "ema" if averaged else "params"
         target = {name: abstract_params}
-        restored = self._manager.restore(
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        return self._manager.restore(
             step,
-            args=ocp.args.PyTreeRestore(
-                item=target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                partial_restore=True,
-            ),
-        )
-        return restored[name]
+            args=ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True),
+        )[name]
 
     def wait(self) -> None:
         """Block until the last save is complete; raises what went wrong in it."""
@@ -87,4 +82,3 @@ class Checkpoints:
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
-

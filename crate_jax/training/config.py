@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -210,6 +210,13 @@ def _duration(name: str, given: Mapping[str, float | None], overrides: Collectio
     if value < 0:
         raise InputError(f"config: {name}_{units[0]}: found {value}; accepted: a number ≥ 0")
     return Duration(value, units[0])
+
+
+def choose(variant: str, variants: Mapping[str, Callable[[], Config]]) -> ConfigDict:
+    """The named variant of a config file: what its `get_config(variant)` returns."""
+    if variant not in variants:
+        raise InputError(f"--config: unknown variant {variant!r}; accepted: {', '.join(variants)}")
+    return to_config_dict(variants[variant]())
 
 
 def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = ()) -> Config:

@@ -18,7 +18,9 @@ from crate_jax.training.run import Run, make_run
 from crate_jax.training.state import TrainState, with_shardings
 
 
-def open_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> tuple[Run, models.Params, int]:
+def open_run(
+    config: Config, workdir: Path, overrides: Collection[str] = ()
+) -> tuple[Run, models.Params, int]:
     """A run to look at, with the parameters of its latest checkpoint (the averaged ones if it kept an average).
 
     Args:
@@ -45,7 +47,7 @@ def open_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
         run = dataclasses.replace(run, labels=_label_map(run.info, known))
     model = models.create(dataclasses.replace(trained.model, dtype=config.model.dtype))
     run = dataclasses.replace(run, model=model)
-    return run, *_restore(model, workdir, run.mesh)
+    return run, *_restore(model, trained, workdir, run.mesh)
 
 
 def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
@@ -63,8 +65,10 @@ def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
         raise InputError(
             f"init_from: {workdir} holds model.family {trained.model.family!r}; accepted: {run.model.config.family!r}"
         )
-    restored, _ = _restore(models.create(trained.model), workdir, run.mesh)
-    theirs = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
+    restored, _ = _restore(models.create(trained.model), trained, workdir, run.mesh)
+    theirs = {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+    }
     problems = []
 
     def take(path, ours):
@@ -84,12 +88,13 @@ def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
     return dataclasses.replace(current, params=params, ema=ema)
 
 
-def _restore(model: models.Model, workdir: Path, mesh: Mesh) -> tuple[models.Params, int]:
+def _restore(model: models.Model, trained: Config, workdir: Path, mesh: Mesh) -> tuple[models.Params, int]:
     checkpoints = Checkpoints(workdir, create=False)
     step = checkpoints.latest_step
     if step is None:
-        raise InputError(f"workdir: {workdir} holds no complete checkpoint yet")
-    params = checkpoints.restore_params(with_shardings(model.abstract_params, mesh), step)
+        raise InputError(f"--workdir: {workdir} holds no complete checkpoint yet")
+    target = with_shardings(model.abstract_params, mesh)
+    params = checkpoints.restore_params(target, step, averaged=trained.ema_decay > 0)
     checkpoints.close()
     return params, step
 

@@ -116,9 +116,7 @@ def _load(config: Config, workdir: Path, info: sources.DatasetInfo, split: str) 
         exclude=str(workdir),
     )
     if split == "train" and data.labels_per_class is not None:
-        return subset.per_class(
-            source, data.labels_per_class, num_classes=info.num_classes, seed=config.seed
-        )
+        return subset.per_class(source, data.labels_per_class, num_classes=info.num_classes, seed=config.seed)
     return source
 
 

@@ -17,9 +17,7 @@ from crate_jax.training.metrics import write_atomically
 PALETTE = "palette.npy"
 
 
-def prepare(
-    workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray | None = None
-) -> list[str]:
+def prepare(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray | None = None) -> list[str]:
     """Create the folder or check that it holds the same model and task, and write what the run was started with.
 
     That is `config.json`, `dataset.json` and, if there is one, the palette.

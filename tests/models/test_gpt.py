@@ -175,7 +175,9 @@ def test_bad_configurations(make, message):
         make()
 
 
-@pytest.mark.parametrize("tokens", [jnp.zeros((2, 17), jnp.int32), jnp.zeros((2, 16)), jnp.zeros(16, jnp.int32)])
+@pytest.mark.parametrize(
+    "tokens", [jnp.zeros((2, 17), jnp.int32), jnp.zeros((2, 16)), jnp.zeros(16, jnp.int32)]
+)
 def test_other_inputs_are_refused(tokens):
     model = models.create(CAUSAL[0])
     with pytest.raises(InputError, match=r"tokens: found .*; accepted: integers \[b, n\], n ≤ .* 16"):

@@ -145,7 +145,9 @@ def _report_code_length(
     """
     images = np.stack(list(images))
     encode = jax.jit(tokenizer.encode)
-    tokens = np.concatenate([np.asarray(encode(part)) for part in np.array_split(images, -(-len(images) // 256))])
+    tokens = np.concatenate(
+        [np.asarray(encode(part)) for part in np.array_split(images, -(-len(images) // 256))]
+    )
     seen = tokenizer.decode(tokens)
     bits = {
         "model": values[loss] * tokens.size / math.log(2),
@@ -182,6 +184,8 @@ def _report_code_length(
     if pixels.colours is not None:
         mse = float(np.mean((images.astype(np.float64) - seen) ** 2))
         report["palette"] = {"mse": mse, "psnr_db": 10 * math.log10(255**2 / mse) if mse else math.inf}
-        rows["palette"] = f"{len(pixels.colours)} colours, mean squared error {mse:.1f}, {report['palette']['psnr_db']:.2f} dB"
+        rows["palette"] = (
+            f"{len(pixels.colours)} colours, mean squared error {mse:.1f}, {report['palette']['psnr_db']:.2f} dB"
+        )
     write_atomically(folder / "code_length.json", json.dumps(report, indent=1) + "\n")
     return rows
