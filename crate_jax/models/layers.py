@@ -56,8 +56,8 @@ def rms_norm(dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
 def attend_cached(query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array) -> jax.Array:
     """softmax(p^-½ q Kᵀ) V of one token over the cached positions 0 … `position`, its own included.
 
-    query `[b, k, p]`, keys and values `[b, k, p, n]` of static length n → `[b, k, p]`; the softmax is float32. Positions come
-    last: both products then read the cache in the order it lies in, which takes half the time on a CPU.
+    query `[b, k, p]`, keys and values `[b, k, p, n]` of static length n → `[b, k, p]`; the softmax is float32. Positions
+    come last: both products then read the cache in the order it lies in, which takes half the time on a CPU.
     """
     scores = jnp.einsum("bkp,bkpn->bkn", query, keys, preferred_element_type=jnp.float32)
     seen = jnp.arange(keys.shape[-1]) <= position

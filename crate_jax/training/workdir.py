@@ -12,7 +12,6 @@ from crate_jax.data.sources import DatasetInfo
 from crate_jax.training.config import Config, from_config_dict, to_config_dict
 from crate_jax.training.metrics import write_atomically
 
-
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
 
