@@ -5,7 +5,7 @@
 Weights are random, of iGPT-S's shape (512 wide, 8 heads, 1,024 positions), float32. Sampling is timed a few tokens at a time
 and the time of all 1,024 follows: ours does not depend on the position (the cache has a static shape), the others' is
 measured at several prefix lengths and fitted by a polynomial, linear in the length for Hugging Face's cache, quadratic
-without one. Training is one step (loss, gradients, Adam) on whole images. Without torch and transformers their columns are
+without one. Training is one step (loss, gradients, Adam) on whole images, the layers unrolled. Without torch and transformers their columns are
 left out. `cpu` is processor time, which other programs on the machine disturb less than `wall` time.
 """
 
@@ -62,10 +62,14 @@ class Ours:
     """The model of this package on one device."""
 
     def __init__(self):
-        config = models.igpt("s", depth=DEPTH.value, num_positions=POSITIONS.value, dtype="float32")
+        config = models.igpt(
+            "s", depth=DEPTH.value, num_positions=POSITIONS.value, dtype="float32", scan=False
+        )
         self.model = models.create(config)
         self.params = jax.jit(self.model.init)(jax.random.key(0))
-        self.tokens = jax.random.randint(jax.random.key(1), (BATCH.value, POSITIONS.value), 0, config.vocab_size)
+        self.tokens = jax.random.randint(
+            jax.random.key(1), (BATCH.value, POSITIONS.value), 0, config.vocab_size
+        )
         self.keys = jax.random.split(jax.random.key(2), BATCH.value)
         self.sampler = sampling.make_sampler(self.model, SAMPLE_STEPS.value, sampling.Draw())
         self.state = jax.jit(lambda: sampling.start(self.model, BATCH.value))()
@@ -142,7 +146,9 @@ class HuggingFace:
 
     def train(self) -> np.ndarray:
         self.model.train()
-        ids = torch.cat([torch.full((TRAIN_BATCH.value, 1), 512), self.tokens[: TRAIN_BATCH.value, :-1]], dim=1)
+        ids = torch.cat(
+            [torch.full((TRAIN_BATCH.value, 1), 512), self.tokens[: TRAIN_BATCH.value, :-1]], dim=1
+        )
 
         def run():
             logits = self.model(input_ids=ids, use_cache=False).logits
@@ -175,7 +181,10 @@ def measure_sampling(ours: Ours, other: "HuggingFace | None") -> dict[str, np.nd
             functions[f"hf {length}"] = lambda length=length: other.draw(length)
     measured = in_turn(functions)
     for name, (wall, cpu) in measured.items():
-        print(f"  a token of {BATCH.value} images, {name}: {1e3 * wall:.0f} ms wall, {1e3 * cpu:.0f} ms cpu", flush=True)
+        print(
+            f"  a token of {BATCH.value} images, {name}: {1e3 * wall:.0f} ms wall, {1e3 * cpu:.0f} ms cpu",
+            flush=True,
+        )
     uncached = [measured[f"uncached {length}"] for length in lengths["uncached"]]
     totals = {"cache": measured["ours"] * n, "no cache": whole(lengths["uncached"], uncached, 2)}
     if other:
@@ -188,7 +197,10 @@ def main(_):
     threads = torch.get_num_threads() if torch else None
     other = HuggingFace() if torch else None
     ours = Ours()
-    print(f"depth {DEPTH.value}, {ours.model.num_params:,} parameters, float32, torch threads {threads}", flush=True)
+    print(
+        f"depth {DEPTH.value}, {ours.model.num_params:,} parameters, float32, torch threads {threads}",
+        flush=True,
+    )
     sampled = measure_sampling(ours, other)
     ours.start_training()
     functions = {"ours": ours.train}
@@ -201,14 +213,30 @@ def main(_):
     print(f"\nsampling {BATCH.value} images of {POSITIONS.value} tokens (seconds; times as long as ours)")
     for name, seconds in sampled.items():
         ratio = seconds / sampled["cache"]
-        report["sampling"][name] = {"wall": seconds[0], "cpu": seconds[1], "ratio_wall": ratio[0], "ratio_cpu": ratio[1]}
-        print(f"  {name:13} wall {seconds[0]:8.1f} ({ratio[0]:6.2f}×)   cpu {seconds[1]:8.1f} ({ratio[1]:6.2f}×)")
+        report["sampling"][name] = {
+            "wall": seconds[0],
+            "cpu": seconds[1],
+            "ratio_wall": ratio[0],
+            "ratio_cpu": ratio[1],
+        }
+        print(
+            f"  {name:13} wall {seconds[0]:8.1f} ({ratio[0]:6.2f}×)   cpu {seconds[1]:8.1f} ({ratio[1]:6.2f}×)"
+        )
     count = TRAIN_BATCH.value * POSITIONS.value
-    print(f"training on {TRAIN_BATCH.value} images of {POSITIONS.value} tokens a step (tokens a second; seconds against ours)")
+    print(
+        f"training on {TRAIN_BATCH.value} images of {POSITIONS.value} tokens a step (tokens a second; seconds against ours)"
+    )
     for name, seconds in trained.items():
         ratio = seconds / trained["ours"]
-        report["training"][name] = {"wall": seconds[0], "cpu": seconds[1], "ratio_wall": ratio[0], "ratio_cpu": ratio[1]}
-        print(f"  {name:13} {count / seconds[0]:8.0f} tokens/s ({ratio[0]:5.2f}×)   cpu {seconds[1]:6.2f} s ({ratio[1]:5.2f}×)")
+        report["training"][name] = {
+            "wall": seconds[0],
+            "cpu": seconds[1],
+            "ratio_wall": ratio[0],
+            "ratio_cpu": ratio[1],
+        }
+        print(
+            f"  {name:13} {count / seconds[0]:8.0f} tokens/s ({ratio[0]:5.2f}×)   cpu {seconds[1]:6.2f} s ({ratio[1]:5.2f}×)"
+        )
     if OUTPUT.value:
         Path(OUTPUT.value).write_text(json.dumps(report, indent=1) + "\n")
 

@@ -16,7 +16,14 @@ from flax import nnx
 
 from crate_jax import InputError
 from crate_jax.models.crate import CRATEBlock
-from crate_jax.models.layers import attend_cached, cache_token, layer_norm, resolve_dtype, rms_norm
+from crate_jax.models.layers import (
+    attend_cached,
+    cache_token,
+    causal_attention,
+    layer_norm,
+    resolve_dtype,
+    rms_norm,
+)
 from crate_jax.models.model import Images
 from crate_jax.models.stack import Stack, Trace
 
@@ -154,7 +161,8 @@ class IGPTBlock(nnx.Module):
     def __call__(self, x: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.attention_norm(x)
         query, key, value = jnp.moveaxis(self.qkv(normed), -3, 0)
-        attended = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        attend = causal_attention if self.causal else jax.nn.dot_product_attention
+        attended = attend(query, key, value)
         x = x + self.attention_output(attended)
         out = x + self._mlp(x)
         return out, ({"normed": normed, "attention_out": x, "mlp_out": out} if report else {})

@@ -73,8 +73,8 @@ class Stack(nnx.Module):
             x, reports = jax.lax.scan(body, x, stacked)
             return constrain_tokens(x), reports
         reports = []
-        for layer in range(self.depth):
-            x, report = body(x, jax.tree.map(lambda leaf: leaf[layer], stacked))  # noqa: B023
+        for params in self._layers(stacked):
+            x, report = body(x, params)
             reports.append(report)
         return constrain_tokens(x), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
 
@@ -86,9 +86,15 @@ class Stack(nnx.Module):
         """
         graphdef, stacked = nnx.split(self.blocks)
         updated = []
-        for layer, cache in enumerate(caches):
-            block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[layer], stacked))  # noqa: B023
-            x, cache = block.decode(x, cache, position)
-            x = constrain_tokens(x)
+        for params, cache in zip(self._layers(stacked), caches, strict=True):
+            x, cache = nnx.merge(graphdef, params).decode(constrain_tokens(x), cache, position)
             updated.append(cache)
-        return x, tuple(updated)
+        return constrain_tokens(x), tuple(updated)
+
+    def _layers(self, stacked: Any) -> list[Any]:
+        """The parameters of each layer. Split, not indexed: the gradient of a split is one concatenation, that of an index a
+        sum of `depth` arrays as large as the whole stack.
+        """
+        leaves, structure = jax.tree.flatten(stacked)
+        parts = zip(*(jnp.split(leaf, self.depth) for leaf in leaves), strict=True)
+        return [jax.tree.unflatten(structure, [part[0] for part in layer]) for layer in parts]

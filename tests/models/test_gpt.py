@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError, models, weights
+from crate_jax.models import layers
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "imagegpt_hf.npz"
 SMALL = {"vocab_size": 11, "num_positions": 16, "dim": 24, "depth": 3, "heads": 4}
@@ -87,6 +88,14 @@ def test_a_token_changes_later_logits_only(case):
         changed = np.abs(apply(tokens.at[:, t].add(1).__mod__(11)) - before).max(axis=(0, 2))
         assert not changed[: t + 1].any()  # Position t predicts token t itself.
         assert (changed[t + 1 :] > 0).all()
+
+
+def test_blocks_of_causal_attention_change_nothing():
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 10, 4, 8))
+    expected = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+    for block in (3, 5, 256):
+        actual = layers.causal_attention(query, key, value, block=block)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bert_sees_everything_but_masked_tokens():

@@ -109,7 +109,10 @@ def test_joint_loss_by_hand():
         (with_model("autoregressive", causal=False), "model.causal: found False"),
         (with_model("joint"), "model.num_classes: found 0; accepted for task joint: the number of classes"),
         (with_model("autoregressive", num_classes=2), "model.num_classes: found 2"),
-        (with_model("autoregressive", vocab_size=5), "found 4 grey levels; accepted: 5, which is model.vocab"),
+        (
+            with_model("autoregressive", vocab_size=5),
+            "found 4 grey levels; accepted: 5, which is model.vocab",
+        ),
         (
             dataclasses.replace(CONFIG, model=models.crate("tiny")),
             "task: autoregressive predicts pixels, which model.family 'crate' does not",
