@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from crate_jax.objectives import arguments
-from crate_jax.objectives.logdet import Operands, cholesky_pivots, half_logdet
-from crate_jax.objectives.twofloat import total
+from crate_jax.objectives.logdet import Operands, cholesky_pivots, half_logdet, sum_of_logs
 
 
 def _tokens(z, mask):
@@ -185,7 +184,7 @@ def released_coding_rate(projections, *, eps_sq=0.01):
     v = v / jnp.sqrt(jnp.maximum(jnp.sum(v * v, axis=-1, keepdims=True), 1e-24))
     v = v if p <= n else jnp.swapaxes(v, -1, -2)
     delta, _, _ = cholesky_pivots(v, jnp.full((1,), p / (n * eps_sq), jnp.float32))
-    return 0.5 * total(jnp.log1p(delta).reshape(*delta.shape[:-2], -1, 1))[..., 0]
+    return sum_of_logs(jnp.log1p(delta).reshape(*delta.shape[:-2], -1))
 
 
 def mean_and_std(values):

@@ -5,6 +5,7 @@ exactly the small singular values that logdet(I + αYᵀY) counts. Here the colu
 every update exact.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -43,16 +44,22 @@ def _add_outer(hi, lo, column, column_lo, row):
     return _two_sum(hi, lo)
 
 
-def total(hi, lo=0.0):
-    """Σ (hi + lo) over axis -2, rounded only at the end: a tree of exact sums of two halves."""
-    lo = jnp.broadcast_to(lo, hi.shape)
-    while (rows := hi.shape[-2]) > 1:
-        half = rows // 2
-        odd = hi[..., 2 * half :, :], lo[..., 2 * half :, :]
-        hi, error = _two_sum(hi[..., :half, :], hi[..., half : 2 * half, :])
-        lo = lo[..., :half, :] + lo[..., half : 2 * half, :] + error
-        hi, lo = (jnp.concatenate([x, y], axis=-2) for x, y in zip((hi, lo), odd, strict=True))
-    return jnp.sum(hi + lo, axis=-2)
+def _add_pairs(a, b):
+    hi, error = _two_sum(a[0], b[0])
+    return hi, a[1] + b[1] + error
+
+
+@jax.custom_jvp
+def total(hi, lo):
+    """Σ (hi + lo) over axis -2, rounded only at the end."""
+    zero = jnp.float32(0)
+    hi, lo = lax.reduce((hi, lo), (zero, zero), _add_pairs, (hi.ndim - 2,))
+    return hi + lo
+
+
+@total.defjvp
+def _(primals, tangents):
+    return total(*primals), jnp.sum(tangents[0] + tangents[1], axis=-2)
 
 
 def _inner(column, column_lo, hi, lo):
