@@ -181,7 +181,7 @@ def released_coding_rate(projections, *, eps_sq=0.01):
         )
     v = projections.astype(jnp.float32)
     # Norms are floored at 1e-12 as released, inside the root so that a zero token has a finite gradient.
-    v = v / jnp.sqrt(jnp.maximum(jnp.sum(v * v, axis=-1, keepdims=True), 1e-24))
+    v = v * (1 / jnp.sqrt(jnp.maximum(jnp.sum(v * v, axis=-1, keepdims=True), 1e-24)))
     v = v if p <= n else jnp.swapaxes(v, -1, -2)
     delta, _, _ = cholesky_pivots(v, jnp.full((1,), p / (n * eps_sq), jnp.float32))
     return sum_of_logs(jnp.log1p(delta).reshape(*delta.shape[:-2], -1))

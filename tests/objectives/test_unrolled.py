@@ -1,4 +1,4 @@
-"""The compression steps against each other and against autodiff; denoising against the density it comes from."""
+"""The compression steps against each other and autodiff; denoising against the density behind it."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_mssa_in_bfloat16():
     low = objectives.mssa(jnp.asarray(Z, jnp.bfloat16), BASES, OUTPUT)
     assert low.dtype == jnp.bfloat16
     exact = attention(np.asarray(jnp.asarray(Z, jnp.bfloat16), np.float64), 6**-0.5, OUTPUT)
-    assert np.linalg.norm(low.astype(np.float64) - exact) < 2**-6 * np.linalg.norm(exact)
+    assert np.linalg.norm(np.asarray(low, np.float64) - exact) < 2**-6 * np.linalg.norm(exact)
     gradients = jax.grad(lambda z, u: objectives.mssa(z, u).astype(jnp.float32).sum(), (0, 1))(
         jnp.asarray(Z, jnp.bfloat16), BASES
     )
@@ -67,7 +67,6 @@ def test_taylor_step_approaches_the_gradient_step_as_eps_to_the_minus_four():
         errors.append(objectives.step_agreement(Z, taylor, exact).relative_error)
     ratio = errors[0] / errors[1]
     assert np.all((ratio > 50) & (ratio < 110)), ratio  # (100/10)² up to the next order
-
 
 
 def test_derived_step():
