@@ -44,7 +44,7 @@ def projections():
 
 
 def torch_metric(w, eps_sq=0.01):
-    """The released metric's formula: unit tokens, ½ logdet of I plus the n × n Gram matrix, summed over heads."""
+    """The released metric's formula: unit tokens, ½ logdet of I plus their n × n Gram, summed over heads."""
     import torch
 
     w = torch.nn.functional.normalize(w, dim=-1)
@@ -135,14 +135,15 @@ def subspace_rate():
         f"R^c value and gradient, n={n}, d={d}, K={k}, p={p}",
         f"{first * 1e3:.1f} ms (autodiff of Cholesky {second * 1e3:.1f} ms), compiled in {took:.1f} s",
     )
+    temporary, square = ours.memory_analysis().temp_size_in_bytes / 1e6, f"{n},{n}" in ours.as_text()
     yield (
         "… temporary memory (an n × n array alone is 67 MB)",
-        f"{ours.memory_analysis().temp_size_in_bytes / 1e6:.1f} MB, n × n in the HLO: {f'{n},{n}' in ours.as_text()}",
+        f"{temporary:.1f} MB, n × n in the HLO: {square}",
     )
 
 
 def gradient_rule():
-    """The closed-form gradient against autodiff through Cholesky: time, and error where columns nearly agree."""
+    """The closed-form gradient against autodiff of Cholesky: time, and error where columns nearly agree."""
     z = jax.random.normal(jax.random.key(0), (64, 197, 64))
 
     def plain(z):

@@ -1,4 +1,4 @@
-"""Write the table of public functions into docs/objectives.md, from their docstrings: python docs/objectives_table.py"""
+"""Renew the table of public functions in docs/objectives.md from their docstrings: run this file."""
 
 import inspect
 import pathlib

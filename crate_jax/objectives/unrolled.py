@@ -178,7 +178,7 @@ def mssa_released_step(z, bases, output=None):
 
 
 class StepAgreement(NamedTuple):
-    """How far a step is from a reference step; every field `[...]` fp32."""
+    """Result of `step_agreement`: cosine, norm_ratio and relative_error, each `[...]`."""
 
     cosine: jax.Array
     norm_ratio: jax.Array

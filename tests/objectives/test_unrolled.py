@@ -76,7 +76,7 @@ def test_derived_step():
 
 
 def test_released_skip_goes_uphill_on_random_tokens():
-    """arXiv 2411.17182: with its skip connection the released operator increases R^c. Measured, not hidden."""
+    """arXiv 2411.17182: with its skip connection the released operator increases R^c."""
     z = RNG.normal(size=(4, 16, 24)).astype(np.float32)
     exact = objectives.mssa_gradient_step(z, BASES, step_size=0.1, eps_sq=0.5)
     released = objectives.mssa_released_step(z, BASES)
