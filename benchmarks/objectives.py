@@ -208,7 +208,7 @@ def hard_tokens():
     equal = 1e3 * jnp.broadcast_to(z[:, :1], z.shape)
     program, _ = compiled(lambda z: objectives.coding_rate(z, eps_sq=0.5), z)
     easy, hard = seconds(
-        lambda: program(z).block_until_ready(), lambda: program(equal).block_until_ready(), repeats=3
+        lambda: program(z).block_until_ready(), lambda: program(equal).block_until_ready(), repeats=7
     )
     yield (
         "R, b=16, n=197, d=64: random tokens / equal tokens of norm 8e3 (accurate path)",
