@@ -36,7 +36,7 @@ def coding_rate(z, *, eps_sq, mask=None):
     Returns:
       `[...]` fp32, nats, ≥ 0. Relative error ≤ 1e-4 for token norms from 1e-4 to 1e6 and any rank. The
       gradient d/(n ε²) Z (I + d/(n ε²) ZᵀZ)⁻¹ is in closed form, differentiable to any order, and as
-      accurate except at exactly dependent columns or rows with norms above 1e3, where it tends to zero
+      accurate except at exactly dependent columns or rows with scales above 30, where it tends to zero
       faster than fp32 can follow.
 
     Raises:
