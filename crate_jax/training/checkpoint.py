@@ -63,9 +63,21 @@ class Checkpoints:
         return TrainState(**restored)
 
     def restore_params(self, abstract_params: Any, step: int) -> Any:
-        """Only the parameters that evaluation uses (the averaged ones when the run kept them), placed as asked."""
-        saved = self._manager.item_metadata(step)
-        name = "ema" if saved is not None and saved.tree["ema"] is not None else "params"
+        """Only the parameters that evaluation uses (the averaged ones when the run kept them), placed as asked.
+
+        Raises:
+          InputError: the checkpoint's parameters have other names or shapes.
+        """
+        # Not the manager's `item_metadata`: it is None for a manager that has not saved or restored yet.
+        saved = ocp.PyTreeCheckpointHandler().metadata(self.directory / str(step) / "default").tree
+        name = "ema" if saved["ema"] is not None else "params"
+        found, wanted = _shapes(saved[name]), _shapes(abstract_params)
+        if found != wanted:
+            path = min(path for path in found | wanted if found.get(path) != wanted.get(path))
+            raise InputError(
+                f"checkpoint {self.directory / str(step)} holds another model: {path} is {found.get(path, 'missing')} "
+                f"there, {wanted.get(path, 'missing')} in the configuration"
+            )
         target = {name: abstract_params}
         restored = self._manager.restore(
             step,
@@ -88,6 +100,13 @@ class Checkpoints:
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def place_like(tree, shardings):

@@ -74,13 +74,21 @@ def parse_config_file(argv: list[str]) -> tuple[Config, Path, set[str]]:
     return from_config_dict(config, overrides), Path(values["workdir"].value or f"runs/{name}"), overrides
 
 
-def parse_workdir(argv: list[str]) -> tuple[Config, Path, set[str]]:
-    """`--workdir=DIR [--config.KEY=VALUE …]` as (the run's config with the changes, workdir, overridden keys)."""
+def parse_workdir(
+    argv: list[str], values: flags.FlagValues | None = None, config: Config | None = None
+) -> tuple[Config, Path, set[str]]:
+    """`--workdir=DIR [--config.KEY=VALUE …]` as (the run's config with the changes, workdir, overridden keys).
+
+    Args:
+      argv: the command line.
+      values: flags of the command's own; they are parsed along.
+      config: taken instead of the one in the workdir, which then may be a new folder.
+    """
     given = next((arg.split("=", 1)[1] for arg in argv[1:] if arg.startswith("--workdir=")), None)
     if given is None:
         raise InputError(f"--workdir is required: the folder of a training run. To make one:\n{EXAMPLE}")
-    config = workdirs.read_config(Path(given))
-    values = flags.FlagValues()
+    config = workdirs.read_config(Path(given)) if config is None else config
+    values = flags.FlagValues() if values is None else values
     flags.DEFINE_string("workdir", None, "A training run.", flag_values=values)
     config_flags.DEFINE_config_dict("config", to_config_dict(config), flag_values=values)
     try:
