@@ -59,8 +59,8 @@ class Features:
     """The features of a split, on disk.
 
     Attributes:
-      chunks: files of `[layers, rows, d]`, float32. Half precision would not do: the mean over positions varies little
-        from example to example beside its own size, and standardising magnifies the rounding.
+      chunks: files of `[layers, rows, d]`, float32: some features' means are 80 times their deviation in the untrained
+        digits network, and half precision would round a few percent of such a deviation away.
       labels: `[n]`, int32.
       num_layers: the number of layers.
       dim: the number of features, d.
