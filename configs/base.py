@@ -6,18 +6,20 @@ Hardware: 2 CPU cores. Own images instead: --config.data.name=folder:PATH.
 """
 
 from crate_jax import models
-from crate_jax.training.config import Config, DataConfig, OptimizerConfig, epochs, to_config_dict
+from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choose, epochs
 
 
-def get_config():
-    return to_config_dict(
-        Config(
-            model=models.CRATEConfig(
-                image_size=8, patch_size=2, channels=1, num_classes=10, dim=96, depth=6, heads=4, head_dim=24
-            ),
-            batch_size=64,
-            total=epochs(120),
-            data=DataConfig(name="digits", shift=1.0),
-            optimizer=OptimizerConfig(name="lion", lr=5e-4, weight_decay=0.05, clip_norm=1.0),
-        )
+def digits() -> Config:
+    return Config(
+        model=models.CRATEConfig(
+            image_size=8, patch_size=2, channels=1, num_classes=10, dim=96, depth=6, heads=4, head_dim=24
+        ),
+        batch_size=64,
+        total=epochs(120),
+        data=DataConfig(name="digits", shift=0.5),
+        optimizer=OptimizerConfig(name="lion", lr=5e-4, weight_decay=0.05, clip_norm=1.0),
     )
+
+
+def get_config(variant="digits"):
+    return choose(variant, {"digits": digits})

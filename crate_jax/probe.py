@@ -32,9 +32,9 @@ def main(argv: list[str]) -> None:
         return
     config, path, overrides = cli.parse_workdir(argv, values)
     if values["random"].value:
-        probe(open_data(config, path, overrides), {})
+        probe(open_data(config, path), {})
     else:
-        run, params, step = open_run(config, path, overrides)
+        run, params, step = open_run(config, path, overrides, match_classes=False)
         probe(run, {f"step-{step}": params})
 
 
@@ -56,7 +56,7 @@ def open_released(argv: list[str], values: flags.FlagValues) -> tuple[Run, model
     config, path, overrides = cli.parse_workdir(argv, values, Config(model=model, data=data))
     if "data.name" not in overrides:
         raise InputError("--checkpoint needs the data beside it, such as --config.data.name=folder:PATH")
-    run = open_data(config, path, overrides)
+    run = open_data(config, path)
     return run, jax.device_put(params, tree_shardings(params, run.mesh))
 
 
@@ -97,17 +97,21 @@ def _report(run: Run, probed: dict[str, Probe]) -> None:
     title = f"{run.model.config.family} on {run.info.name}"
     networks = {name: result for name, result in probed.items() if name != "pixels"}
     figures.probe(networks, probed["pixels"], report / "probe.png", title=f"{title}: probes by layer")
-    columns = [f"{name} {field}" for name in networks for field in ("linear %", "C", "k-NN %")]
+    columns = [column for name in networks for column in (f"{name} %", "C", "k-NN %")]
     rows = [
         [layer + 1, *(cell for result in networks.values() for cell in _cells(result, layer))]
         for layer in range(run.model.config.depth)
     ]
     pixels = _cells(probed["pixels"], 0)
     rows.append(["pixels", *pixels, *[""] * (len(columns) - len(pixels))])
-    wide_table(f"{title}: accuracy on the {run.info.num_examples['test']:,} test images", ["layer", *columns], rows)
+    wide_table(
+        f"{title}: accuracy on the {run.info.num_examples['test']:,} test images", ["layer", *columns], rows
+    )
     for name, result in probed.items():
         if (worst := result.gradient.max()) > linear_probe.TOLERANCE:
-            console.print(f"{name}: L-BFGS stopped early in some layers (gradient {worst:.1e} of that at zero)")
+            console.print(
+                f"{name}: L-BFGS stopped early in some layers (gradient {worst:.1e} of that at zero)"
+            )
     console.print(f"written: {report / 'probe.json'}, {report / 'probe.png'}")
 
 

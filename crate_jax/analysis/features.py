@@ -125,7 +125,9 @@ def extract(extractor: Extractor, split: str) -> Features:
       InputError: unreadable data, or more than one process: there would be several writers of one cache.
     """
     if jax.process_count() > 1:
-        raise InputError(f"features: found {jax.process_count()} processes; accepted: one, with any number of devices")
+        raise InputError(
+            f"features: found {jax.process_count()} processes; accepted: one, with any number of devices"
+        )
     run = extractor.run
     source = run.source(split)
     identity = {**extractor.identity, **_data_identity(extractor, source), "split": split}

@@ -82,7 +82,9 @@ def probe(networks: dict[str, Probe], pixels: Probe, path: Path, *, title: str) 
     for axis, (field, name) in zip(panels, fields.items(), strict=True):
         for (label, probed), color in zip(networks.items(), (BLUE, GREY), strict=False):
             values = 100 * getattr(probed, field)
-            axis.plot(np.arange(1, len(values) + 1), values, color=color, marker="o", markersize=5, label=label)
+            axis.plot(
+                np.arange(1, len(values) + 1), values, color=color, marker="o", markersize=5, label=label
+            )
         axis.axhline(100 * getattr(pixels, field)[0], color=ORANGE, linestyle="--", label="raw pixels")
         axis.set_title(name)
         axis.set_xlabel("layer")

@@ -271,7 +271,9 @@ def fit(
 
     initial = jnp.zeros((), jnp.int32), start, optimizer.init(start), jnp.asarray(jnp.inf), jnp.asarray(True)
     iterations, scaled, state, gradient, _ = jax.lax.while_loop(unfinished, step, initial)
-    return Fit(jax.tree.map(jnp.multiply, scaled, scale), optax.tree.get(state, "value"), gradient, iterations)
+    return Fit(
+        jax.tree.map(jnp.multiply, scaled, scale), optax.tree.get(state, "value"), gradient, iterations
+    )
 
 
 def accuracy(classifier: Classifier, examples: Examples) -> jax.Array:

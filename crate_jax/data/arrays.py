@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -68,17 +69,15 @@ class Npz:
             elif {"images", "labels"} <= set(archive.files):
                 names = {"train": ("images", "labels")}
             else:
-                raise InputError(
-                    f"{path} holds the arrays {', '.join(archive.files) or 'none'}; "
-                    "accepted: x_train, y_train, x_test, y_test, or images, labels"
-                )
+                accepted = "accepted: x_train, y_train, x_test, y_test, or images, labels"
+                raise InputError(f"{path} holds the arrays {', '.join(archive.files) or 'none'}; {accepted}")
             self._shapes = {split: self._image_shape(archive, images) for split, (images, _) in names.items()}
             labels = {split: self._labels(archive, *pair) for split, pair in names.items()}
         if len({shape[1:] for shape in self._shapes.values()}) > 1:
             raise InputError(f"{path}: x_train and x_test hold images of different shapes")
         self._classes, train = np.unique(labels["train"], return_inverse=True)
         if len(self._classes) < 2:
-            raise InputError(f"{path} holds labels of {len(self._classes)} class(es); accepted: two or more")
+            raise InputError(f"{path} holds labels of one class, {self._classes[0]}; accepted: two or more")
         if "test" in labels:
             if unknown := np.setdiff1d(labels["test"], self._classes).tolist():
                 raise InputError(f"{path}: labels in y_test but not in y_train: {unknown[:5]}")
@@ -95,15 +94,17 @@ class Npz:
     def _archive(self) -> Iterator[np.lib.npyio.NpzFile]:
         """Opens the file and turns whatever numpy says of a damaged one into an InputError."""
         try:
-            with np.load(self._path, allow_pickle=False) as archive:
-                if not isinstance(archive, np.lib.npyio.NpzFile):
-                    raise ValueError("a single array")
+            archive = np.load(self._path, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array without a name")
+            with archive:
                 yield archive
         except InputError:
             raise
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            reason = textwrap.shorten(str(error), 200)
             raise InputError(
-                f"{self._path} cannot be read as .npz without pickled objects ({error})"
+                f"{self._path} cannot be read as .npz without pickled objects ({reason})"
             ) from error
 
     def _image_shape(self, archive: np.lib.npyio.NpzFile, name: str) -> tuple[int, ...]:

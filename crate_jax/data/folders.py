@@ -21,6 +21,10 @@ class Folder:
         excluded = os.path.realpath(exclude) if exclude else None
         if not path.is_dir():
             raise InputError(f"folder {path} does not exist; {_LAYOUT}")
+        if excluded == os.path.realpath(path):
+            raise InputError(
+                f"folder {path} is the run's own directory too; accepted: one elsewhere or inside it"
+            )
         try:
             if _directories(path / "train", excluded):
                 train = _class_folders(path / "train", excluded)
@@ -28,7 +32,7 @@ class Folder:
                 self._classes = sorted(train, key=_natural)
                 if unknown := sorted(test.keys() - train.keys(), key=_natural):
                     raise InputError(
-                        f"{path}: classes in the test split but not in train: {', '.join(unknown[:5])}"
+                        f"folder {path}: classes in the test split but not in train: {', '.join(unknown[:5])}"
                     )
                 self._splits = {"train": self._labelled(train), "test": self._labelled(test)}
             else:

@@ -1,7 +1,7 @@
 """Batches of a source: shuffled for ever for training, in order and exactly once for evaluation.
 
-A training batch is a pure function of (seed, step), so the step in a checkpoint is the whole state of the data.
-Global batch ``step`` holds positions ``step·B … step·B + B − 1`` of one endless stream that is reshuffled each
+A training batch is a pure function of (seed, step), so the step in a checkpoint is all there is to save
+of the data. Global batch ``step`` holds positions ``step·B … step·B + B − 1`` of one stream, reshuffled every
 epoch, and process p of P reads the p-th of P equal contiguous parts: any number of processes sees the same
 examples with the same augmentation.
 """
@@ -88,7 +88,8 @@ def train(
             depends on (seed, position in the stream), so an example is augmented anew each epoch.
         process_index: which part of each global batch is this process's.
         process_count: number of equal parts.
-        num_threads: threads that prepare batches ahead; None takes one a core, 16 at most.
+        num_threads: threads that prepare batches ahead; None takes one a core, 16 at most, and 0
+            prepares each batch when it is asked for.
         prefetch: batches kept ready; None keeps two more than there are threads.
 
     Raises:
@@ -104,7 +105,7 @@ def train(
         .shuffle(seed=shuffle_seed)
         .repeat()
         .random_map(functools.partial(_train_example, source, augment), seed=augment_seed)
-        .batch(local_batch)
+        .batch(local_batch, drop_remainder=True)
     )
     return Batches(dataset[process_index::process_count], _read_options(num_threads, prefetch))
 
@@ -168,4 +169,5 @@ def _read_options(num_threads: int | None, prefetch: int | None) -> grain.ReadOp
     if num_threads is None:
         num_threads = min(16, os.cpu_count() or 1)
     # A thread prepares a whole batch at a time, so fewer buffered batches than threads would leave some idle.
-    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch or num_threads + 2)
+    buffered = num_threads + 2 if prefetch is None else prefetch
+    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffered)

@@ -1,6 +1,7 @@
 """TensorFlow datasets, read without TensorFlow."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,35 +35,22 @@ class _Records:
 
 class Tfds:
     def __init__(self, name: str, data_dir: str | None):
-        import tensorflow_datasets as tfds  # seconds to import
+        import tensorflow_datasets as tfds  # seconds to import, and only this kind needs it
 
         self._name = name
-        try:
-            splits = tfds.data_source(name, data_dir=data_dir)
-            features = next(iter(splits.values())).dataset_info.features
-            if not (
-                isinstance(features.get("image"), tfds.features.Image)
-                and isinstance(features.get("label"), tfds.features.ClassLabel)
-                and features["image"].dtype != np.float32
-            ):
-                raise InputError(
-                    f"tfds:{name} has the features {', '.join(features)}; accepted: image and label"
-                )
-            splits = tfds.data_source(name, data_dir=data_dir, decoders={"image": tfds.decode.SkipDecoding()})
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:  # its builders raise anything, from every library they use
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            place = data_dir or "its default directory"
+        self._features = next(iter(_open(name, data_dir).values())).dataset_info.features
+        if not _is_labelled_image(self._features):
             raise InputError(
-                f"tfds:{name} cannot be prepared or read from {place} without TensorFlow: {reason}"
-            ) from error
-        self._features = features
-        test = next((s for s in ("test", "validation") if s in splits and splits[s][0]["label"] >= 0), None)
-        if "train" not in splits or test is None:
+                f"tfds:{name} has the features {', '.join(self._features)}; accepted: image, label"
+            )
+        # `transforms.decode` converts while it decodes, and knows the damaged and the exotic.
+        splits = _open(name, data_dir, decoders={"image": tfds.decode.SkipDecoding()})
+        # Some test splits (ImageNet's) come without labels, which are then −1.
+        labelled = [s for s in ("test", "validation") if splits.get(s) and splits[s][0]["label"] >= 0]
+        if not splits.get("train") or not labelled:
             accepted = "accepted: train, and test or validation with labels"
             raise InputError(f"tfds:{name} has the splits {', '.join(splits)}; {accepted}")
-        self._splits = {"train": splits["train"], "test": splits[test]}
+        self._splits = {"train": splits["train"], "test": splits[labelled[0]]}
 
     def info(self, name: str) -> DatasetInfo:
         records = self._splits["train"]
@@ -81,3 +69,29 @@ class Tfds:
 
     def load(self, split: str, size: int, channels: int) -> Source:
         return _Records(self._splits[split], self._name, size, channels)
+
+
+def _open(name: str, data_dir: str | None, **options) -> dict[str, Sequence[dict[str, Any]]]:
+    import tensorflow_datasets as tfds
+
+    try:
+        # TFDS would write another format, which needs TensorFlow, when it is given a directory.
+        array_record = {"file_format": "array_record"}
+        return tfds.data_source(name, data_dir=data_dir, builder_kwargs=array_record, **options)
+    # A builder may raise whatever the libraries raise that it downloads and parses with.
+    except Exception as error:
+        place = f"from {data_dir or 'the default data_dir'} without TensorFlow"
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 500)
+        raise InputError(f"tfds:{name} cannot be prepared or read {place} ({reason})") from error
+
+
+def _is_labelled_image(features: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    # A float image is stored as a PNG of its bytes: it is not a picture with 8 bits a channel.
+    return (
+        {"image", "label"} <= set(features)
+        and isinstance(features["image"], tfds.features.Image)
+        and features["image"].np_dtype != np.float32
+        and isinstance(features["label"], tfds.features.ClassLabel)
+    )

@@ -1,7 +1,7 @@
 """Functions on one image: decoding, conversion to the wanted shape, and random augmentation.
 
-An image is a uint8 array [height, width, channels] with channels 1 (grey) or 3 (RGB). Whatever is random takes a
-``np.random.Generator`` as an argument, so the caller decides what the result depends on.
+An image is a uint8 array [height, width, channels] with channels 1 (grey) or 3 (RGB). Whatever is random is
+given its ``np.random.Generator``, so the caller decides what the result depends on.
 """
 
 import dataclasses

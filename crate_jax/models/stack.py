@@ -61,17 +61,19 @@ class Stack(nnx.Module):
         reduce = (lambda report: report) if trace is True else trace
 
         def body(x, params):
-            x, report = nnx.merge(graphdef, params)(x, report=bool(trace))
-            return constrain_tokens(x), (reduce(report) if trace else None)
+            # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
+            # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
+            x, report = nnx.merge(graphdef, params)(constrain_tokens(x), report=bool(trace))
+            return x, (reduce(report) if trace else None)
 
         if self.remat != "none":
             # A scan body is never merged with its recomputation by CSE, so the barriers that prevent it cost for nothing.
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
-        x = constrain_tokens(x)
         if self.scan:
-            return jax.lax.scan(body, x, stacked)
+            x, reports = jax.lax.scan(body, x, stacked)
+            return constrain_tokens(x), reports
         reports = []
         for layer in range(self.depth):
             x, report = body(x, jax.tree.map(lambda leaf: leaf[layer], stacked))  # noqa: B023
             reports.append(report)
-        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
+        return constrain_tokens(x), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)

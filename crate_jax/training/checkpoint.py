@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -62,32 +61,15 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(_as_dict(abstract)))
         return TrainState(**restored)
 
-    def restore_params(self, abstract_params: Any, step: int) -> Any:
-        """Only the parameters that evaluation uses (the averaged ones when the run kept them), placed as asked.
-
-        Raises:
-          InputError: the checkpoint's parameters have other names or shapes.
-        """
-        # Not the manager's `item_metadata`: it is None for a manager that has not saved or restored yet.
-        saved = ocp.PyTreeCheckpointHandler().metadata(self.directory / str(step) / "default").tree
-        name = "ema" if saved["ema"] is not None else "params"
-        found, wanted = _shapes(saved[name]), _shapes(abstract_params)
-        if found != wanted:
-            path = min(path for path in found | wanted if found.get(path) != wanted.get(path))
-            raise InputError(
-                f"checkpoint {self.directory / str(step)} holds another model: {path} is {found.get(path, 'missing')} "
-                f"there, {wanted.get(path, 'missing')} in the configuration"
-            )
+    def restore_params(self, abstract_params: Any, step: int, *, averaged: bool) -> Any:
+        """Only the parameters, placed as asked: the current ones, or their moving average."""
+        name = "ema" if averaged else "params"
         target = {name: abstract_params}
-        restored = self._manager.restore(
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        return self._manager.restore(
             step,
-            args=ocp.args.PyTreeRestore(
-                item=target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                partial_restore=True,
-            ),
-        )
-        return restored[name]
+            args=ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True),
+        )[name]
 
     def wait(self) -> None:
         """Block until the last save is complete; raises what went wrong in it."""
@@ -100,19 +82,3 @@ class Checkpoints:
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def place_like(tree, shardings):
-    """Abstract arrays of `tree` with the given shardings: a target for `restore_params`."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )

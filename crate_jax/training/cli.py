@@ -1,6 +1,8 @@
 """What every command shares: flags, one-line errors, exit codes."""
 
+import difflib
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,27 +53,23 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def parse_config_file(argv: list[str]) -> tuple[Config, Path, set[str]]:
     """`--config=FILE.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …]` as (config, workdir, overridden keys)."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
-    config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:VARIANT", flag_values=values)
-    given = next((arg.split("=", 1)[1] for arg in argv[1:] if arg.startswith("--config=")), None)
+    given = _flag(argv, "config")
     if given is None:
         raise InputError(f"--config is required. To start:\n{EXAMPLE}")
     file, _, variant = given.partition(":")
     if not Path(file).is_file():
         raise InputError(f"--config: no file {file}; accepted: a Python file such as configs/base.py")
-    try:
-        rest = values(argv)
-    except AttributeError as error:
-        raise InputError(f"--config: unknown key {str(error).strip(chr(34))}") from None
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    config = values["config"].value
+    get_config = runpy.run_path(file).get("get_config")
+    if get_config is None:
+        raise InputError(f"--config: {file} defines no function get_config")
+    config = get_config(variant) if variant else get_config()
     if not isinstance(config, ConfigDict):
-        raise InputError(f"--config: {file} returned no ConfigDict from get_config({variant or ''})")
-    overrides = set(config_flags.get_override_values(values["config"]))
+        raise InputError(
+            f"--config: get_config of {file} returned {type(config).__name__}; accepted: ConfigDict"
+        )
+    config, overrides = _override(config, argv)
     name = Path(file).stem + (f"-{variant}" if variant else "")
-    return from_config_dict(config, overrides), Path(values["workdir"].value or f"runs/{name}"), overrides
+    return from_config_dict(config, overrides), Path(_flag(argv, "workdir") or f"runs/{name}"), overrides
 
 
 def parse_workdir(
@@ -81,21 +79,50 @@ def parse_workdir(
 
     Args:
       argv: the command line.
-      values: flags of the command's own; they are parsed along.
+      values: flags of the command's own, parsed along.
       config: taken instead of the one in the workdir, which then may be a new folder.
     """
-    given = next((arg.split("=", 1)[1] for arg in argv[1:] if arg.startswith("--workdir=")), None)
+    given = _flag(argv, "workdir")
     if given is None:
         raise InputError(f"--workdir is required: the folder of a training run. To make one:\n{EXAMPLE}")
     config = workdirs.read_config(Path(given)) if config is None else config
+    config, overrides = _override(to_config_dict(config), argv, values)
+    return from_config_dict(config, overrides), Path(given), overrides
+
+
+def _flag(argv: list[str], name: str) -> str | None:
+    """The value of --name=value, the last one given."""
+    given = [argument.split("=", 1)[1] for argument in argv[1:] if argument.startswith(f"--{name}=")]
+    return given[-1] if given else None
+
+
+def _override(
+    config: ConfigDict, argv: list[str], values: flags.FlagValues | None = None
+) -> tuple[ConfigDict, set[str]]:
+    """The configuration with the --config.KEY=VALUE of the command line, and the keys they set."""
+    changes = [argument for argument in argv[1:] if argument.startswith("--config.")]
+    for change in changes:
+        _check_key(change.removeprefix("--config.").split("=")[0], config)
     values = flags.FlagValues() if values is None else values
-    flags.DEFINE_string("workdir", None, "A training run.", flag_values=values)
-    config_flags.DEFINE_config_dict("config", to_config_dict(config), flag_values=values)
-    try:
-        rest = values(argv)
-    except AttributeError as error:
-        raise InputError(f"--config: unknown key {str(error).strip(chr(34))}") from None
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=changes)
+    for name in ("config", "workdir"):
+        argv = [argument for argument in argv if not argument.startswith(f"--{name}=")]
+    rest = values(argv)
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    overrides = set(config_flags.get_override_values(values["config"]))
-    return from_config_dict(values["config"].value, overrides), Path(given), overrides
+    return values["config"].value, set(config_flags.get_override_values(values["config"]))
+
+
+def _check_key(path: str, config: ConfigDict) -> None:
+    node, seen = config, ""
+    for name in path.split("."):
+        known = list(node) if isinstance(node, ConfigDict) else []
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = (
+                f"did you mean {seen}{near[0]}?"
+                if near
+                else f"accepted: {', '.join(known) or 'nothing below it'}"
+            )
+            raise InputError(f"config: unknown key {seen}{name}; {hint}")
+        node, seen = node[name], f"{seen}{name}."

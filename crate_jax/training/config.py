@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -209,6 +209,13 @@ def _duration(name: str, given: Mapping[str, float | None], overrides: Collectio
     return Duration(value, units[0])
 
 
+def choose(variant: str, variants: Mapping[str, Callable[[], Config]]) -> ConfigDict:
+    """The named variant of a config file: what its `get_config(variant)` returns."""
+    if variant not in variants:
+        raise InputError(f"--config: unknown variant {variant!r}; accepted: {', '.join(variants)}")
+    return to_config_dict(variants[variant]())
+
+
 def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = ()) -> Config:
     """The configuration with the image size, channels, classes and patch size that the data call for.
 
@@ -223,8 +230,6 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
     size = data.image_size or info.image_size
     if "model.patch_size" in overrides:
         patch = model.patch_size
-        if data.image_size is None:
-            size = max(patch, size // patch * patch)
     elif size == model.image_size:
         patch = model.patch_size
     elif data.image_size is None:

@@ -40,7 +40,7 @@ def human_bytes(count: float) -> str:
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Progress through `total` things: a live bar on a terminal, a line each ten seconds elsewhere; yields `advance(count)`."""
+    """Yields `advance(count)` for `total` things: a live bar on a terminal, a line each ten seconds elsewhere."""
     if console.is_terminal:
         columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, transient=True) as bar:

@@ -1,52 +1,70 @@
-"""A trained run, opened again by the commands that look at it."""
+"""Opening a trained run: its configuration, its model and the parameters that evaluation uses."""
 
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+
 from crate_jax import InputError, models
-from crate_jax.training.checkpoint import Checkpoints, place_like
+from crate_jax.data import sources
+from crate_jax.training import workdir as workdirs
+from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.config import Config
 from crate_jax.training.run import Run, make_run
-from crate_jax.training.sharding import tree_shardings
+from crate_jax.training.state import with_shardings
 
 
-def open_data(config: Config, workdir: Path, overrides: Collection[str] = ()) -> Run:
-    """The run of a model that exists already: the data are brought to the model's shape, never the other way round.
-
-    As `make_run`, but `config.model` stays as it is. With `data.name` set to other data their images are converted to
-    the size and channels of the config, and `run.info.num_classes` may differ from the model's.
-
-    Raises:
-      InputError: as `make_run`.
-    """
-    run = make_run(config, Path(workdir), overrides)
-    config = dataclasses.replace(run.config, model=config.model)
-    return dataclasses.replace(run, config=config, model=models.create(config.model))
+def open_data(config: Config, workdir: Path) -> Run:
+    """The data of `config` in the shape that its model, which exists already, takes; the model stays as it is."""
+    run = make_run(config, workdir, {"model.patch_size"})
+    return dataclasses.replace(run, model=models.create(config.model))
 
 
 def open_run(
-    config: Config, workdir: Path, overrides: Collection[str] = ()
+    config: Config, workdir: Path, overrides: Collection[str] = (), *, match_classes: bool = True
 ) -> tuple[Run, models.Params, int]:
-    """A trained run and the parameters of its last checkpoint, placed on the mesh.
+    """A run to look at, with the parameters of its latest checkpoint (the averaged ones if it kept an average).
 
     Args:
-      config: the run's own, with the changes of the command line, as `cli.parse_workdir` returns it.
+      config: the run's own configuration, perhaps with `data.*` changed to look at it on other data.
       workdir: the folder of the run.
-      overrides: dotted keys that the user set by hand (see `fit_to_data`).
+      overrides: dotted keys that were changed.
+      match_classes: give other data the labels that the model was trained on, by class name; else they keep their own.
     Returns:
-      `(run, params, step)`; the parameters are those that evaluation uses.
+      `(run, params, step)`.
     Raises:
-      InputError: as `open_data`, no checkpoint, or one whose parameters are not those of the model.
+      InputError: no checkpoint, a changed model, or (to be matched) data whose classes the model does not know.
     """
-    run = open_data(config, workdir, overrides)
-    checkpoints = Checkpoints(run.workdir, create=False)
-    try:
-        step = checkpoints.latest_step
-        if step is None:
-            raise InputError(f"--workdir: {workdir} holds no complete checkpoint yet")
-        abstract = run.model.abstract_params
-        target = place_like(abstract, tree_shardings(abstract, run.mesh))
-        return run, checkpoints.restore_params(target, step), step
-    finally:
-        checkpoints.close()
+    trained = workdirs.read_config(workdir)
+    changed = sorted(key for key in overrides if key.startswith("model."))
+    if changed:
+        raise InputError(f"--config.{changed[0]}: the model of a trained run cannot be changed")
+    checkpoints = Checkpoints(workdir, create=False)
+    step = checkpoints.latest_step
+    if step is None:
+        raise InputError(f"--workdir: {workdir} holds no complete checkpoint yet")
+    # Other data take the shape that the model was trained on.
+    data = dataclasses.replace(
+        config.data, image_size=trained.data.image_size, channels=trained.data.channels
+    )
+    model = dataclasses.replace(trained.model, dtype=config.model.dtype)
+    run = open_data(dataclasses.replace(config, data=data, model=model), workdir)
+    known = workdirs.read_dataset(workdir).class_names
+    if match_classes and run.info.class_names != known:
+        run = dataclasses.replace(run, labels=_label_map(run.info, known))
+    target = with_shardings(run.model.abstract_params, run.mesh)
+    params = checkpoints.restore_params(target, step, averaged=trained.ema_decay > 0)
+    checkpoints.close()
+    return run, params, step
+
+
+def _label_map(info: sources.DatasetInfo, known: tuple[str, ...]) -> np.ndarray:
+    """The trained label of each class of other data, matched by name."""
+    unknown = [name for name in info.class_names if name not in known]
+    if unknown:
+        raise InputError(
+            f"{info.name}: classes {', '.join(unknown[:5])} are not among those the model was trained on "
+            f"({', '.join(known[:10])}{', …' if len(known) > 10 else ''})"
+        )
+    return np.array([known.index(name) for name in info.class_names], np.int32)

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from crate_jax import models
@@ -25,11 +26,12 @@ class Run:
     mesh: Mesh
     model: models.Model
     task: Task
+    labels: np.ndarray | None = None  # The model's label for each class of the data; None: they are the same.
 
     def source(self, split: str) -> sources.Source:
-        """The examples of a split, in the size and channels that the model takes."""
+        """The examples of a split, in the size and channels that the model takes and with the model's labels."""
         data = self.config.data
-        return sources.load(
+        source = sources.load(
             data.name,
             split,
             image_size=data.image_size,
@@ -37,6 +39,7 @@ class Run:
             data_dir=data.data_dir,
             exclude=str(self.workdir),
         )
+        return source if self.labels is None else _Relabelled(source, self.labels)
 
     def train_batches(self) -> pipeline.Batches:
         """Training batches, a pure function of (seed, step)."""
@@ -69,6 +72,21 @@ class Run:
         sizes = {"num_examples": self.info.num_examples["train"], "batch_size": self.config.batch_size}
         total = None if duration == self.config.total else self.config.total.in_steps(**sizes)
         return duration.in_steps(**sizes, total_steps=total)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Relabelled:
+    """A source whose labels are looked up in a table."""
+
+    source: sources.Source
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self.source[index]
+        return {**example, "label": self.labels[example["label"]]}
 
 
 def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> Run:

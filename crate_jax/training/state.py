@@ -62,6 +62,11 @@ def abstract_state(
     abstract = jax.eval_shape(
         lambda key: init_state(model, tx, key, ema=ema, metric_names=metric_names), jax.random.key(0)
     )
+    return with_shardings(abstract, mesh)
+
+
+def with_shardings(abstract: Any, mesh: Mesh) -> Any:
+    """Abstract arrays placed by the sharding rules."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,

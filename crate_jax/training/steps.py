@@ -56,7 +56,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         (loss, metrics), grads = loss_and_grad(model, task, state.params, batch, key, config.accumulate)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

@@ -1,0 +1,84 @@
+"""What tests of whole runs share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# The digits configuration, shrunk: one small layer pair, a few dozen steps.
+TINY = {
+    "model.dim": 16,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.head_dim": 8,
+    "batch_size": 32,
+    "total_steps": 30,
+    "log_steps": 5,
+    "eval_steps": 10,
+    "checkpoint_steps": 10,
+    "trace_steps": 15,
+}
+WALL_CLOCK = ("seconds", "train/examples_per_second", "train/data_wait_fraction")
+
+
+def command(name: str, *flags: str, **config) -> list[str]:
+    """The command line of a crate_jax command; `config` becomes --config.KEY=VALUE."""
+    overrides = [f"--config.{key}={value}" for key, value in config.items()]
+    return [sys.executable, "-m", f"crate_jax.{name}", *flags, *overrides]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """CPU only, with forced host devices; PJRT needs threads for all of them or their collectives deadlock."""
+    out = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    out["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    if devices > 1:
+        out["PJRT_NPROC"] = str(4 * devices)
+    return out
+
+
+def run(arguments: list[str], *, devices: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Run to the end, in the checkout's root."""
+    return subprocess.run(
+        arguments,
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def metrics(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what a clock says."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in lines]
+
+
+@pytest.fixture
+def tiny_flags() -> list[str]:
+    return ["--config=configs/base.py", *(f"--config.{key}={value}" for key, value in TINY.items())]
+
+
+@pytest.fixture
+def tiny_config():
+    """The shrunk digits configuration, for runs inside the test's own process."""
+    return load_config(TINY)
+
+
+def load_config(changes: dict, file: str = "configs/base.py", variant: str | None = None):
+    """A config file with changes, as the command line would make it."""
+    from ml_collections import config_flags  # noqa: F401  (the loader below is the flag's own)
+
+    from crate_jax.training.config import from_config_dict
+
+    namespace: dict = {}
+    exec(compile((ROOT / file).read_text(), file, "exec"), namespace)
+    config = namespace["get_config"](*([variant] if variant else []))
+    config.update_from_flattened_dict(changes)
+    return from_config_dict(config, set(changes))

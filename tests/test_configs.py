@@ -1,0 +1,82 @@
+"""Every configuration builds; the default one learns; small ones of each kind take real steps."""
+
+import json
+import re
+
+import jax
+import pytest
+from conftest import ROOT, TINY, load_config
+
+from crate_jax import models
+from crate_jax.train import train
+from crate_jax.training.config import from_config_dict, to_config_dict
+
+CONFIGS = {"base": ["digits"], "crate": ["cifar10", "tiny", "small", "base", "large"]}
+ALL = [(file, variant) for file, variants in CONFIGS.items() for variant in variants]
+
+
+def test_the_list_is_complete():
+    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == set(CONFIGS)
+    for file, variants in CONFIGS.items():
+        text = (ROOT / "configs" / f"{file}.py").read_text()
+        assert f"configs/{file}.py" in text.split('"""')[1], "the docstring must say how to run it"
+        for variant in variants:
+            assert re.search(rf"\b{variant}\b", text)
+
+
+@pytest.mark.parametrize(("file", "variant"), ALL)
+def test_builds_at_full_width(file, variant):
+    config = load_config({}, f"configs/{file}.py", variant)
+    assert from_config_dict(to_config_dict(config)) == config
+    assert models.create(config.model).num_params > 0
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    values = train(
+        load_config({**TINY, "ema_decay": 0.9, "accumulate": 2, "optimizer.name": "adamw"}), tmp_path
+    )
+    assert values["eval/count"] == 360
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["final"] is True
+    assert lines[-1]["eval/accuracy"] == values["eval/accuracy"]
+    logged = {key for line in lines for key in line}
+    assert {"step", "seconds", "train/loss", "train/examples_per_second", "eval/loss"} <= logged
+    assert {
+        f"layer/{layer:02d}/{name}" for layer in range(2) for name in ("coding_rate", "nonzero_fraction")
+    } <= logged
+    traced = [line["step"] for line in lines if "layer/00/coding_rate" in line]
+    assert traced == [15, 30]
+    assert (tmp_path / "report" / "layerwise.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())[-1] == 30
+    # The latest and the best are kept, nothing else.
+    assert len(list((tmp_path / "checkpoints").iterdir())) <= 2
+    assert json.loads((tmp_path / "config.json").read_text())["ema_decay"] == 0.9
+
+
+def test_the_step_compiles_once(tmp_path, tiny_config):
+    from crate_jax.training import steps
+
+    traced = []
+    original = steps.loss_and_grad
+
+    def counting(*args):
+        traced.append(1)
+        return original(*args)
+
+    steps.loss_and_grad = counting
+    try:
+        train(tiny_config, tmp_path)
+    finally:
+        steps.loss_and_grad = original
+    assert len(traced) == 1
+
+
+@pytest.mark.slow
+def test_the_default_configuration_reaches_its_accuracy(tmp_path):
+    values = train(load_config({}), tmp_path)
+    assert values["eval/accuracy"] >= 0.975
+    report = json.loads((tmp_path / "report" / "layerwise_trained.json").read_text())
+    initial = json.loads((tmp_path / "report" / "layerwise_initial.json").read_text())
+    # Training compresses: the tokens that leave the last MSSA take fewer nats than before training.
+    assert report["coding_rate"]["mean"][-1] < initial["coding_rate"]["mean"][-1]
+    jax.clear_caches()

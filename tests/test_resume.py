@@ -1,0 +1,105 @@
+"""Stopping and resuming, with real processes: the continued run is the uninterrupted one, bit for bit."""
+
+import signal
+import subprocess
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import ROOT, command, environment, metrics, run
+
+pytestmark = pytest.mark.slow
+
+
+def final_arrays(workdir) -> list[np.ndarray]:
+    """Every array of the last checkpoint: parameters, optimiser, sums, step."""
+    import jax
+
+    manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints")
+    step = manager.latest_step()
+    assert step == 30
+    return [
+        np.asarray(leaf) for leaf in jax.tree.leaves(manager.restore(step, args=ocp.args.StandardRestore()))
+    ]
+
+
+def assert_same_run(one, other):
+    for a, b in zip(final_arrays(one), final_arrays(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert metrics(one) == metrics(other)
+    assert metrics(one)[-1]["final"] is True
+
+
+def start(workdir, flags):
+    return subprocess.Popen(
+        [*command("train", f"--workdir={workdir}"), *flags],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    from conftest import TINY
+
+    workdir = tmp_path_factory.mktemp("untouched")
+    flags = ["--config=configs/base.py", *(f"--config.{key}={value}" for key, value in TINY.items())]
+    done = run([*command("train", f"--workdir={workdir}"), *flags])
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_sigkill_between_saves(untouched, tiny_flags, tmp_path):
+    process = start(tmp_path, tiny_flags)
+    wait_for((tmp_path / "checkpoints" / "10").exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # What a killed writer may leave behind: half a line.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "train/lo')
+    done = run([*command("train", f"--workdir={tmp_path}"), *tiny_flags])
+    assert done.returncode == 0, done.stderr
+    assert "resuming after" in done.stdout
+    assert_same_run(tmp_path, untouched)
+
+
+def test_sigkill_during_a_save(untouched, tiny_flags, tmp_path):
+    process = start(tmp_path, tiny_flags)
+    folder = tmp_path / "checkpoints"
+    wait_for(lambda: folder.exists() and any("tmp" in path.name for path in folder.iterdir()), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = run([*command("train", f"--workdir={tmp_path}"), *tiny_flags])
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, untouched)
+
+
+def test_sigterm_saves_and_says_how_to_resume(untouched, tiny_flags, tmp_path):
+    process = start(tmp_path, tiny_flags)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f"start again with --workdir={tmp_path}" in " ".join(out.split())
+    done = run([*command("train", f"--workdir={tmp_path}"), *tiny_flags])
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, untouched)
+
+
+def test_a_finished_run_started_again_ends_the_same(untouched, tiny_flags):
+    before = metrics(untouched)
+    done = run([*command("train", f"--workdir={untouched}"), *tiny_flags])
+    assert done.returncode == 0, done.stderr
+    assert metrics(untouched) == before
