@@ -12,11 +12,11 @@ from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choos
 def digits() -> Config:
     return Config(
         model=models.CRATEConfig(
-            image_size=8, patch_size=2, channels=1, num_classes=10, dim=96, depth=6, heads=4, head_dim=24
+            image_size=8, patch_size=4, channels=1, num_classes=10, dim=96, depth=6, heads=4, head_dim=24
         ),
         batch_size=64,
         total=epochs(120),
-        data=DataConfig(name="digits", shift=0.5),
+        data=DataConfig(name="digits", shift=0.75),
         optimizer=OptimizerConfig(name="lion", lr=5e-4, weight_decay=0.05, clip_norm=1.0),
     )
 

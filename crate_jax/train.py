@@ -71,7 +71,8 @@ class Trainer:
         self.schedule = optim.make_schedule(
             config.optimizer.lr, warmup_steps=run.steps(config.warmup), total_steps=self.total_steps
         )
-        tx = optim.make_optimizer(config.optimizer, self.schedule)
+        self.key = jax.random.key(config.seed)
+        self.tx = tx = optim.make_optimizer(config.optimizer, self.schedule)
         self.batches = run.train_batches()
         self.eval_batches = run.eval_batches(run.source("test"))
         first = self.batches.batch(0)
@@ -79,7 +80,6 @@ class Trainer:
         self.abstract = state.abstract_state(
             run.model, tx, run.mesh, ema=config.ema_decay > 0, metric_names=metrics
         )
-        self.init_state = lambda: state.make_state(run.model, tx, jax.random.key(config.seed), self.abstract)
         step = steps.make_train_step(run.model, run.task, tx, config, log_steps=self.every["log"])
         self.train_step = self._compile(step, first)
         self.eval_step = steps.make_eval_step(run.model, run.task)
@@ -98,12 +98,11 @@ class Trainer:
     def fit(self) -> dict[str, float] | None:
         """Train to the end and report; see `train`."""
         run = self.run
+        print_summary(run, self.abstract, self.train_step, self.total_steps, self.start_step)
         if self.start_step:
             current = self.checkpoints.restore(self.abstract, self.start_step)
         else:
-            current = self.init_state()
-            self._measure_layers(current, "initial")
-        print_summary(run, self.abstract, self.train_step, self.total_steps, self.start_step)
+            current = state.make_state(run.model, self.tx, self.key, self.abstract)
         current = self._loop(current)
         if self.stop_requested and int(current.step) < self.total_steps:
             console.print(
@@ -184,7 +183,8 @@ class Trainer:
             self._raise_nonfinite(current)
         values = {}
         if "trace" in due:
-            values |= layerwise.as_metrics(self._read_layers(current, limit=1))
+            # The first evaluation batch: held out, and the same at every reading.
+            values |= layerwise.as_metrics(self._read_layers(current.eval_params, limit=1))
         if "eval" in due:
             values |= self._evaluate(current)
             self.progress.log(step, values)
@@ -205,16 +205,19 @@ class Trainer:
         means = evaluation.evaluate(self.eval_step, current.eval_params, self.eval_batches, self.run.mesh)
         return {f"eval/{name}": value for name, value in means.items()}
 
-    def _read_layers(self, current: state.TrainState, limit: int) -> layerwise.Measurement:
-        return layerwise.measure(
-            self.read_layers, current.eval_params, self.eval_batches, self.run.mesh, limit=limit
-        )
+    def _read_layers(self, params, limit: int = layerwise.MAX_EXAMPLES) -> layerwise.Measurement:
+        return layerwise.measure(self.read_layers, params, self.eval_batches, self.run.mesh, limit=limit)
 
-    def _measure_layers(self, current: state.TrainState, when: str) -> None:
-        """Write `report/layerwise_<when>.json`, for models whose layers can be read."""
-        if self.run.model.readings is not None:
-            measured = self._read_layers(current, limit=layerwise.MAX_EXAMPLES)
-            write_atomically(self.run.workdir / "report" / f"layerwise_{when}.json", json.dumps(measured))
+    def _report_layers(self, params) -> Path:
+        """Write `report/layerwise.json` and `.png`: the parameters that training began with against those it ended with."""
+        run = self.run
+        initial = jax.jit(run.model.init, out_shardings=state.shardings_of(self.abstract.params))(self.key)
+        measured = {"initial": self._read_layers(initial), "trained": self._read_layers(params)}
+        report = run.workdir / "report"
+        write_atomically(report / "layerwise.json", json.dumps(measured, indent=1) + "\n")
+        title = f"{run.model.config.family} on held-out {run.info.name}"
+        figures.layerwise(**measured, path=report / "layerwise.png", title=title)
+        return report / "layerwise.png"
 
     def _raise_nonfinite(self, current: state.TrainState) -> None:
         """The state stopped moving at the bad step, and the batch is a function of the step: look at it again."""
@@ -232,20 +235,12 @@ class Trainer:
 
     def _finish(self, current: state.TrainState) -> dict[str, float]:
         """Evaluate the last parameters, draw the layers, write the final line."""
-        run = self.run
-        self._measure_layers(current, "trained")
         values = self._evaluate(current)
+        rows = {name.removeprefix("eval/"): f"{value:.4f}" for name, value in values.items()}
+        rows["count"] = f"{values['eval/count']:.0f} examples"
+        if self.run.model.readings is not None:
+            rows["layers"] = self._report_layers(current.eval_params)
         self.writer.write(int(current.step), {**values, "final": True})
-        rows = {
-            name.removeprefix("eval/"): f"{value:.4f}"
-            for name, value in values.items()
-            if name != "eval/count"
-        }
-        rows["examples"] = f"{values['eval/count']:.0f}"
-        if run.model.readings is not None:
-            rows["layers"] = figures.layerwise_report(
-                run.workdir, title=f"{run.model.config.family} on held-out {run.info.name}"
-            )
         table("test set, last parameters", {**rows, "metrics": self.writer.path})
         return values
 

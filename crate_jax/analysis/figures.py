@@ -1,6 +1,5 @@
 """Pictures of what was measured. Every figure is written under a temporary name first."""
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -57,22 +56,11 @@ def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: 
     save(figure, path)
 
 
-def layerwise_report(workdir: Path, *, title: str) -> Path:
-    """Draw `report/layerwise.png` of a run from its two measurements; returns the path."""
-    report = workdir / "report"
-    initial, trained = (
-        json.loads((report / f"layerwise_{when}.json").read_text(encoding="utf-8"))
-        for when in ("initial", "trained")
-    )
-    layerwise(initial, trained, report / "layerwise.png", title=title)
-    return report / "layerwise.png"
-
-
 def probe(networks: dict[str, Probe], pixels: Probe, path: Path, *, title: str) -> None:
     """Test accuracy by layer of the linear probe and of the nearest neighbours, raw pixels as a line beside them.
 
     Args:
-      networks: what to call a network → its probe; one or two of them, the second in grey.
+      networks: what to call a network → its probe; "untrained" is drawn in grey.
       pixels: the probe of raw pixels.
       path: where to write.
       title: of the whole figure.
@@ -80,8 +68,8 @@ def probe(networks: dict[str, Probe], pixels: Probe, path: Path, *, title: str) 
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
     fields = {"accuracy": "Linear probe", "knn": "Nearest neighbours (k = 20)"}
     for axis, (field, name) in zip(panels, fields.items(), strict=True):
-        for (label, probed), color in zip(networks.items(), (BLUE, GREY), strict=False):
-            values = 100 * getattr(probed, field)
+        for label, probed in networks.items():
+            values, color = 100 * getattr(probed, field), GREY if label == "untrained" else BLUE
             axis.plot(
                 np.arange(1, len(values) + 1), values, color=color, marker="o", markersize=5, label=label
             )

@@ -1,6 +1,7 @@
 """What a person sees: tables, a progress bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -108,5 +109,5 @@ class TrainingProgress:
             return
         if step > self._start:
             left = (time.perf_counter() - self._began) / (step - self._start) * (self._total - step)
-            parts.append(f"ETA {int(left) // 60}:{int(left) % 60:02d}")
+            parts.append(f"ETA {datetime.timedelta(seconds=int(left))}")
         console.print(f"step {step}/{self._total}  " + "  ".join(parts))

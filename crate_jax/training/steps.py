@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -56,6 +57,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         (loss, metrics), grads = loss_and_grad(model, task, state.params, batch, key, config.accumulate)
+        chex.assert_shape([loss, *metrics.values()], ())
+        chex.assert_trees_all_equal_shapes_and_dtypes(grads, state.params)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
