@@ -1,8 +1,9 @@
 """What a person sees: tables, a progress bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,6 +37,27 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields `advance(count)` for `total` things: a live bar on a terminal, a line each ten seconds elsewhere."""
+    if console.is_terminal:
+        columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    done, printed = 0, time.perf_counter()
+
+    def advance(count: int) -> None:
+        nonlocal done, printed
+        done += count
+        if time.perf_counter() - printed > 10:
+            printed = time.perf_counter()
+            console.print(f"{title}  {done:,}/{total:,}")
+
+    yield advance
 
 
 class TrainingProgress:

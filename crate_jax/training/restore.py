@@ -15,8 +15,14 @@ from crate_jax.training.run import Run, make_run
 from crate_jax.training.state import with_shardings
 
 
+def open_data(config: Config, workdir: Path) -> Run:
+    """The data of `config` in the shape that its model, which exists already, takes; the model stays as it is."""
+    run = make_run(config, workdir, {"model.patch_size"})
+    return dataclasses.replace(run, model=models.create(config.model))
+
+
 def open_run(
-    config: Config, workdir: Path, overrides: Collection[str] = ()
+    config: Config, workdir: Path, overrides: Collection[str] = (), *, match_classes: bool = True
 ) -> tuple[Run, models.Params, int]:
     """A run to look at, with the parameters of its latest checkpoint (the averaged ones if it kept an average).
 
@@ -24,10 +30,11 @@ def open_run(
       config: the run's own configuration, perhaps with `data.*` changed to look at it on other data.
       workdir: the folder of the run.
       overrides: dotted keys that were changed.
+      match_classes: give other data the labels that the model was trained on, by class name; else they keep their own.
     Returns:
       `(run, params, step)`.
     Raises:
-      InputError: no checkpoint, a changed model, or data whose classes the model does not know.
+      InputError: no checkpoint, a changed model, or (to be matched) data whose classes the model does not know.
     """
     trained = workdirs.read_config(workdir)
     changed = sorted(key for key in overrides if key.startswith("model."))
@@ -41,13 +48,12 @@ def open_run(
     data = dataclasses.replace(
         config.data, image_size=trained.data.image_size, channels=trained.data.channels
     )
-    run = make_run(dataclasses.replace(config, data=data), workdir, {"model.patch_size"})
+    model = dataclasses.replace(trained.model, dtype=config.model.dtype)
+    run = open_data(dataclasses.replace(config, data=data, model=model), workdir)
     known = workdirs.read_dataset(workdir).class_names
-    if run.info.class_names != known:
+    if match_classes and run.info.class_names != known:
         run = dataclasses.replace(run, labels=_label_map(run.info, known))
-    model = models.create(dataclasses.replace(trained.model, dtype=config.model.dtype))
-    run = dataclasses.replace(run, model=model)
-    target = with_shardings(model.abstract_params, run.mesh)
+    target = with_shardings(run.model.abstract_params, run.mesh)
     params = checkpoints.restore_params(target, step, averaged=trained.ema_decay > 0)
     checkpoints.close()
     return run, params, step
