@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 import cv2
 import numpy as np
@@ -99,3 +100,25 @@ def test_an_unreadable_image_is_named(tmp_path):
     with pytest.raises(InputError, match=re.escape(str(bad))):
         train(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (
+            "jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes')",
+            1,
+            "lower batch_size",
+        ),
+        ("OSError(28, 'No space left on device', 'runs/x')", 1, "No space left on device: runs/x"),
+        ("KeyboardInterrupt()", 130, "interrupted"),
+    ],
+)
+def test_faults_of_the_machine_are_one_line(raised, code, message):
+    program = (
+        f"import jax\nfrom crate_jax.training import cli\ndef main(argv):\n    raise {raised}\ncli.run(main)"
+    )
+    done = run([sys.executable, "-c", program])
+    assert done.returncode == code
+    assert message in error_line(done)

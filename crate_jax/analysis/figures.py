@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from crate_jax.analysis.layerwise import Measurement
+from crate_jax.analysis.linear_probe import Probe
 
 # Colour-blind safe (Okabe and Ito).
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
@@ -52,6 +53,36 @@ def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: 
         axis.set_xticks(layers)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False)
+    figure.suptitle(title)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def probe(networks: dict[str, Probe], pixels: Probe, path: Path, *, title: str) -> None:
+    """Test accuracy by layer of the linear probe and of the nearest neighbours, raw pixels as a line beside them.
+
+    Args:
+      networks: what to call a network → its probe; "untrained" is drawn in grey.
+      pixels: the probe of raw pixels.
+      path: where to write.
+      title: of the whole figure.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+    fields = {"accuracy": "Linear probe", "knn": "Nearest neighbours (k = 20)"}
+    for axis, (field, name) in zip(panels, fields.items(), strict=True):
+        for label, probed in networks.items():
+            values, color = 100 * getattr(probed, field), GREY if label == "untrained" else BLUE
+            axis.plot(
+                np.arange(1, len(values) + 1), values, color=color, marker="o", markersize=5, label=label
+            )
+        axis.axhline(100 * getattr(pixels, field)[0], color=ORANGE, linestyle="--", label="raw pixels")
+        axis.set_title(name)
+        axis.set_xlabel("layer")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("test accuracy  (%)")
+    panels[0].legend(fontsize=9, frameon=False)
     figure.suptitle(title)
     figure.tight_layout()
     save(figure, path)

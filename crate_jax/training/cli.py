@@ -72,12 +72,21 @@ def parse_config_file(argv: list[str]) -> tuple[Config, Path, set[str]]:
     return from_config_dict(config, overrides), Path(_flag(argv, "workdir") or f"runs/{name}"), overrides
 
 
-def parse_workdir(argv: list[str]) -> tuple[Config, Path, set[str]]:
-    """`--workdir=DIR [--config.KEY=VALUE …]` as (the run's config with the changes, workdir, overridden keys)."""
+def parse_workdir(
+    argv: list[str], values: flags.FlagValues | None = None, config: Config | None = None
+) -> tuple[Config, Path, set[str]]:
+    """`--workdir=DIR [--config.KEY=VALUE …]` as (the run's config with the changes, workdir, overridden keys).
+
+    Args:
+      argv: the command line.
+      values: flags of the command's own, parsed along.
+      config: taken instead of the one in the workdir, which then may be a new folder.
+    """
     given = _flag(argv, "workdir")
     if given is None:
         raise InputError(f"--workdir is required: the folder of a training run. To make one:\n{EXAMPLE}")
-    config, overrides = _override(to_config_dict(workdirs.read_config(Path(given))), argv)
+    config = workdirs.read_config(Path(given)) if config is None else config
+    config, overrides = _override(to_config_dict(config), argv, values)
     return from_config_dict(config, overrides), Path(given), overrides
 
 
@@ -87,12 +96,14 @@ def _flag(argv: list[str], name: str) -> str | None:
     return given[-1] if given else None
 
 
-def _override(config: ConfigDict, argv: list[str]) -> tuple[ConfigDict, set[str]]:
+def _override(
+    config: ConfigDict, argv: list[str], values: flags.FlagValues | None = None
+) -> tuple[ConfigDict, set[str]]:
     """The configuration with the --config.KEY=VALUE of the command line, and the keys they set."""
     changes = [argument for argument in argv[1:] if argument.startswith("--config.")]
     for change in changes:
         _check_key(change.removeprefix("--config.").split("=")[0], config)
-    values = flags.FlagValues()
+    values = flags.FlagValues() if values is None else values
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=changes)
     for name in ("config", "workdir"):
         argv = [argument for argument in argv if not argument.startswith(f"--{name}=")]

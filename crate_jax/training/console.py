@@ -41,19 +41,20 @@ def human_bytes(count: float) -> str:
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Progress through `total` things: a live bar on a terminal, a line per tenth elsewhere; yields `advance(count)`."""
+    """Yields `advance(count)` for `total` things: a live bar on a terminal, a line each ten seconds elsewhere."""
     if console.is_terminal:
         columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=total)
             yield lambda count: bar.advance(task, count)
         return
-    done = 0
+    done, printed = 0, time.perf_counter()
 
     def advance(count: int) -> None:
-        nonlocal done
-        before, done = done, done + count
-        if 10 * before // total < 10 * done // total:
+        nonlocal done, printed
+        done += count
+        if time.perf_counter() - printed > 10:
+            printed = time.perf_counter()
             console.print(f"{title}  {done:,}/{total:,}")
 
     yield advance

@@ -18,8 +18,15 @@ from crate_jax.training.run import Run, make_run
 from crate_jax.training.state import TrainState, with_shardings
 
 
+def open_data(config: Config, workdir: Path) -> Run:
+    """The data of `config` in the shape that its model, which exists already, takes; the model stays as it is."""
+    fixed = {f"model.{field.name}" for field in dataclasses.fields(config.model)}
+    run = make_run(config, workdir, fixed)
+    return dataclasses.replace(run, model=models.create(config.model))
+
+
 def open_run(
-    config: Config, workdir: Path, overrides: Collection[str] = ()
+    config: Config, workdir: Path, overrides: Collection[str] = (), *, match_classes: bool = True
 ) -> tuple[Run, models.Params, int]:
     """A run to look at, with the parameters of its latest checkpoint (the averaged ones if it kept an average).
 
@@ -27,10 +34,11 @@ def open_run(
       config: the run's own configuration, perhaps with `data.*` changed to look at it on other data.
       workdir: the folder of the run.
       overrides: dotted keys that were changed.
+      match_classes: give other data the labels that the model was trained on, by class name; else they keep their own.
     Returns:
       `(run, params, step)`.
     Raises:
-      InputError: no checkpoint, a changed model, or data whose classes the model does not know.
+      InputError: no checkpoint, a changed model, or (to be matched) data whose classes the model does not know.
     """
     trained = workdirs.read_config(workdir)
     changed = sorted(key for key in overrides if key.startswith("model."))
@@ -40,14 +48,12 @@ def open_run(
     data = dataclasses.replace(
         config.data, image_size=trained.data.image_size, channels=trained.data.channels
     )
-    fixed = {f"model.{field.name}" for field in dataclasses.fields(trained.model)}
-    run = make_run(dataclasses.replace(config, data=data), workdir, fixed)
+    model = dataclasses.replace(trained.model, dtype=config.model.dtype)
+    run = open_data(dataclasses.replace(config, data=data, model=model), workdir)
     known = workdirs.read_dataset(workdir).class_names
-    if run.info.class_names != known:
+    if match_classes and run.info.class_names != known:
         run = dataclasses.replace(run, labels=_label_map(run.info, known))
-    model = models.create(dataclasses.replace(trained.model, dtype=config.model.dtype))
-    run = dataclasses.replace(run, model=model)
-    return run, *_restore(model, trained, workdir, run.mesh)
+    return run, *_restore(run.model, trained, workdir, run.mesh)
 
 
 def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:

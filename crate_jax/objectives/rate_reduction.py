@@ -1,0 +1,237 @@
+"""Rate reduction: what grouping tokens saves, and the objectives built on it, each with its paper's sign and
+scale.
+
+| to maximise | to minimise |
+|---|---|
+| `rate_reduction`, `sparse_rate_reduction`, `sparse_rate_reduction_l1`, `variational_rate_reduction`, |
+`simdino_regularizer` | | `emp_ssl_total_coding_rate` | `token_statistics_coding_rate`, `class_coding_rate`,
+`subspace_coding_rate` |
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from crate_jax.objectives import arguments
+from crate_jax.objectives.coding_rate import class_coding_rate, coding_rate, subspace_coding_rate
+from crate_jax.objectives.sparsity import l1_norm
+
+HIGHEST = lax.Precision.HIGHEST
+
+
+def rate_reduction(z, membership, *, eps_sq, mask=None):
+    """Rate reduction of MCR², to be maximised: ΔR(Z, Π) = R(Z) − R_c(Z | Π).
+
+    Args:
+      z: features `[..., n, d]`; MCR² takes them on the unit sphere, the caller normalises.
+      membership: labels `[..., n]` or weights `[..., n, K]`, as for `class_coding_rate`.
+      eps_sq, mask: as for `coding_rate` (the paper trains with ε² = 0.5).
+
+    Returns:
+      `[...]` fp32, nats, ≥ 0 up to rounding of the two rates.
+
+    Raises:
+      ValueError: as for `class_coding_rate`.
+
+    Source: MCR² (arXiv 2006.08558), Section 2.2.
+
+    >>> import jax.numpy as jnp
+    >>> round(float(rate_reduction(jnp.eye(4), jnp.array([0, 0, 1, 1]), eps_sq=0.5)), 4)
+    0.5878
+    """
+    return coding_rate(z, eps_sq=eps_sq, mask=mask) - class_coding_rate(
+        z, membership, eps_sq=eps_sq, mask=mask
+    )
+
+
+def sparse_rate_reduction(z, bases, *, eps_sq, penalty, mask=None):
+    """Sparse rate reduction of CRATE, to be maximised: R(Z) − R^c(Z; U) − λ‖Z‖₀.
+
+    ‖Z‖₀ counts entries, so its gradient is zero: measure with this one, train with
+    `sparse_rate_reduction_l1`.
+
+    Args:
+      z: tokens `[..., n, d]`; bases: `[k, d, p]`.
+      eps_sq: ε² > 0, the same in both rates. penalty: λ. mask: as for `coding_rate`.
+
+    Returns:
+      `[...]` fp32, nats (λ in nats per non-zero entry).
+
+    Raises:
+      ValueError: as for `subspace_coding_rate`.
+
+    Source: CRATE (arXiv 2306.01129), Section 2.1. The regulariser of arXiv 2411.17182 is its negative.
+
+    >>> import jax.numpy as jnp
+    >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
+    >>> round(float(sparse_rate_reduction(jnp.eye(4), bases, eps_sq=0.5, penalty=0.1)), 4)
+    0.4109
+    """
+    count = jnp.sum(_kept(z, mask) != 0, axis=(-2, -1)).astype(jnp.float32)
+    return _rate_gap(z, bases, eps_sq, mask) - penalty * count
+
+
+def sparse_rate_reduction_l1(z, bases, *, eps_sq, penalty, mask=None):
+    """Sparse rate reduction with its convex surrogate, to be maximised: R(Z) − R^c(Z; U) − λ‖Z‖₁.
+
+    Args, returns, raises: as for `sparse_rate_reduction` (λ in nats per unit of |z|).
+
+    Source: CRATE (arXiv 2306.01129), Section 2.4 (the relaxation of ‖Z‖₀ to ‖Z‖₁).
+
+    >>> import jax.numpy as jnp
+    >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
+    >>> round(float(sparse_rate_reduction_l1(2 * jnp.eye(4), bases, eps_sq=0.5, penalty=0.1)), 4)
+    0.3756
+    """
+    return _rate_gap(z, bases, eps_sq, mask) - penalty * l1_norm(_kept(z, mask))
+
+
+def _kept(z, mask):
+    z = arguments.floating("z", z, "... n d")
+    return z if mask is None else jnp.where(arguments.token_mask(mask, z)[..., None] > 0, z, 0)
+
+
+def _rate_gap(z, bases, eps_sq, mask):
+    return coding_rate(z, eps_sq=eps_sq, mask=mask) - subspace_coding_rate(z, bases, eps_sq=eps_sq, mask=mask)
+
+
+def variational_rate_reduction(z, membership, atoms, spectrum, *, eps_sq, penalty):
+    """Variational MCR² (V-MCR²), to be maximised: R(Z) − Σ_j (n_j/2n) Σ_l log(1 + d/(n_j ε²) A_lj) − (λ/2)
+    Σ_j ‖ZᵀΠ_jZ − ΓDiag(A_j)Γᵀ‖_F².
+
+    The sum of logarithms is an upper bound of R_c, hence the whole a lower bound of ΔR, wherever the
+    residual is zero, and equal to it where Γ_j Diag(A_j)Γ_jᵀ is the eigendecomposition of ZᵀΠ_jZ: one
+    log-determinant instead of K + 1.
+
+    Args:
+      z: features `[n, d]` (unit norm in the paper); membership: weights `[n, K]`, rows summing to one.
+      atoms: Γ, `[d, q]`, columns of unit norm (normalised here). spectrum: A, `[q, K]`, ≥ 0.
+      eps_sq: ε² > 0. penalty: λ.
+
+    Returns:
+      Scalar fp32, nats.
+
+    Raises:
+      ValueError: as for `class_coding_rate`; integer labels; atoms or spectrum that do not fit.
+
+    Source: Baek et al., V-MCR² (arXiv 2204.00077), Section 3.
+
+    >>> import jax.numpy as jnp
+    >>> z, classes = jnp.eye(4), jnp.eye(2)[jnp.array([0, 0, 1, 1])]
+    >>> round(float(variational_rate_reduction(z, classes, jnp.eye(4), classes, eps_sq=0.5, penalty=1.0)), 4)
+    0.5878
+    """
+    z = arguments.floating("z", z, "n d").astype(jnp.float32)
+    if arguments.is_labels(membership, z):
+        raise ValueError("membership: integer labels were given; weights [n, K] are accepted")
+    atoms, spectrum = (
+        arguments.floating("atoms", atoms, "d q"),
+        arguments.floating("spectrum", spectrum, "q K"),
+    )
+    arguments.same_size("atoms", atoms, 0, z.shape[1], "the features of z")
+    arguments.same_size("spectrum", spectrum, 0, atoms.shape[1], "the columns of atoms")
+    arguments.same_size("spectrum", spectrum, 1, membership.shape[1], "the classes of membership")
+    n, d = z.shape
+    weights = jnp.asarray(membership, jnp.float32)
+    atoms = atoms / jnp.linalg.norm(atoms, axis=0, keepdims=True)
+    count = jnp.sum(weights, axis=0)
+    logs = jnp.log1p(d / (jnp.where(count > 0, count, 1.0) * eps_sq) * spectrum)
+    bound = jnp.sum(count / (2 * n) * jnp.sum(logs, axis=0))
+    # ‖M_j − ΓDiag(A_j)Γᵀ‖² expanded, so that no d × d matrix is formed for each of the K classes.
+    within = jnp.square(jnp.matmul(z, z.T, precision=HIGHEST))
+    moments = jnp.sum(weights * jnp.matmul(within, weights, precision=HIGHEST))
+    cross = jnp.matmul(jnp.square(jnp.matmul(z, atoms, precision=HIGHEST)).T, weights, precision=HIGHEST)
+    overlap = jnp.square(jnp.matmul(atoms.T, atoms, precision=HIGHEST))
+    fitted = jnp.sum(spectrum * jnp.matmul(overlap, spectrum, precision=HIGHEST))
+    residual = moments - 2 * jnp.sum(cross * spectrum) + fitted
+    return coding_rate(z, eps_sq=eps_sq) - bound - penalty / 2 * residual
+
+
+def token_statistics_coding_rate(z, bases, membership, *, eps_sq):
+    """Variational compression term of ToST, to be minimised: ½ Σ_k (n_k/n) Σ_i log(1 + d/(n_k ε²)
+    (U_kᵀZᵀΠ_kZU_k)_ii).
+
+    Only second moments of projected tokens enter: linear in n and in p. With square orthogonal U_k it is an
+    upper bound of `class_coding_rate`, tight where U_k diagonalises ZᵀΠ_kZ.
+
+    Args:
+      z: tokens `[..., n, d]`; bases: `[k, d, p]`; membership: weights `[..., n, k]` over the subspaces.
+      eps_sq: ε² > 0.
+
+    Returns:
+      `[...]` fp32, nats, ≥ 0.
+
+    Raises:
+      ValueError: as for `class_coding_rate` and `subspace_coding_rate`; integer labels; another number of
+        subspaces.
+
+    Source: Wu et al., ToST (arXiv 2412.17810), Section 3.1; its gradient step is the TSSA operator.
+
+    >>> import jax.numpy as jnp
+    >>> z, classes = jnp.eye(4), jnp.eye(2)[jnp.array([0, 0, 1, 1])]
+    >>> bases = jnp.stack([jnp.eye(4), jnp.eye(4)])
+    >>> round(float(token_statistics_coding_rate(z, bases, classes, eps_sq=0.5)), 4)
+    1.6094
+    """
+    z, bases = arguments.tokens_and_bases(z, bases)
+    if arguments.is_labels(membership, z):
+        raise ValueError("membership: integer labels were given; weights [..., n, k] are accepted")
+    arguments.same_size("membership", membership, -1, bases.shape[0], "the subspaces of bases")
+    arguments.positive("eps_sq", eps_sq)
+    weights, z = jnp.asarray(membership, jnp.float32), z.astype(jnp.float32)
+    projections = jnp.einsum("...nd,kdp->...nkp", z, bases.astype(jnp.float32), precision=HIGHEST)
+    moments = jnp.einsum("...nk,...nkp->...kp", weights, jnp.square(projections), precision=HIGHEST)
+    count = jnp.sum(weights, axis=-2)
+    scale = z.shape[-1] / (jnp.where(count > 0, count, 1.0) * eps_sq)
+    logs = jnp.sum(jnp.log1p(scale[..., None] * moments), axis=-1)
+    return 0.5 * jnp.sum(count / z.shape[-2] * logs, axis=-1)
+
+
+def simdino_regularizer(z, *, eps_sq=0.05, gamma=1.0):
+    """Coding-rate regulariser of SimDINO, to be added to a loss that is minimised: −γ ½ logdet(I + d/ε² Γ),
+    Γ = ZᵀZ/n.
+
+    Γ is the uncentred second moment, as in the released code; subtract the mean from z for the covariance.
+
+    Args:
+      z: features `[..., n, d]` of n samples (unit norm in the paper); one value per leading index (view).
+      eps_sq: ε² > 0 (released: 0.05, under the name eps). gamma: γ.
+
+    Returns:
+      `[...]` fp32, nats times γ, ≤ 0 for γ ≥ 0.
+
+    Raises:
+      ValueError: as for `coding_rate`.
+
+    Source: Wu et al., SimDINO (arXiv 2502.10385), Section 3.
+
+    >>> import jax.numpy as jnp
+    >>> round(float(simdino_regularizer(jnp.eye(4), eps_sq=0.5, gamma=0.5)), 4)
+    -1.0986
+    """
+    return -gamma * coding_rate(z, eps_sq=eps_sq)
+
+
+def emp_ssl_total_coding_rate(z, *, eps_sq=0.2):
+    """Total coding rate of EMP-SSL, to be maximised: (1/v) Σ_i ½ logdet(I + d/(b ε²) Z_iᵀZ_i) over v patches
+    of an image.
+
+    The released loss is its negative. It is neither the rate of all patches together nor their sum.
+
+    Args:
+      z: features `[..., v, b, d]`: v patches of each of b images (unit norm in the paper).
+      eps_sq: ε² > 0 (released: 0.2, under the name eps).
+
+    Returns:
+      `[...]` fp32, nats, ≥ 0.
+
+    Raises:
+      ValueError: z of another rank or dtype, eps_sq ≤ 0.
+
+    Source: Tong et al., EMP-SSL (arXiv 2304.03977), Section 2.
+
+    >>> import jax.numpy as jnp
+    >>> round(float(emp_ssl_total_coding_rate(jnp.stack([jnp.eye(4), jnp.zeros((4, 4))]), eps_sq=0.5)), 4)
+    1.0986
+    """
+    z = arguments.floating("z", z, "... v b d")
+    return jnp.mean(coding_rate(z, eps_sq=eps_sq), axis=-1)

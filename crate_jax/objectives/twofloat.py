@@ -1,0 +1,115 @@
+"""Twice the digits of fp32: sums of products kept as an unevaluated pair hi + lo (about 48 bits).
+
+A matrix of norm 1e6 and low rank loses, when its Gram matrix or a QR factorisation of it is rounded to fp32,
+exactly the small singular values that logdet(I + αYᵀY) counts. Here the columns are orthogonalised with
+every update exact.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def zeros(shape, like):
+    """Zeros that vary over the same mesh axes as `like` inside shard_map, as a loop's carry must."""
+    return jnp.where(jnp.zeros(shape, bool), like.ravel()[0], 0.0)
+
+
+def _halves(x):
+    """x = a + b with 12 significant bits each. Products of halves are exact in fp32, so it does not matter
+    whether a compiler fuses a multiplication with an addition."""
+    bits = lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFF000)
+    a = lax.bitcast_convert_type(bits, jnp.float32)
+    return a, x - a
+
+
+def _two_sum(a, b):
+    """a + b as the rounded sum and its exact error (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _add_outer(hi, lo, column, column_lo, row):
+    """(hi, lo) + (column + column_lo) rowᵀ: `[..., r, m]`, `[..., r]`, `[..., m]`."""
+    column_a, column_b = (half[..., :, None] for half in _halves(column))
+    row_a, row_b = (half[..., None, :] for half in _halves(row))
+    hi, error = _two_sum(hi, column_a * row_a)
+    lo = lo + error
+    hi, error = _two_sum(hi, column_a * row_b)
+    lo = lo + error
+    hi, error = _two_sum(hi, column_b * row_a)
+    lo = lo + error + (column_b * row_b + column_lo[..., :, None] * row[..., None, :])
+    # hi + lo unchanged, hi the rounded sum again.
+    return _two_sum(hi, lo)
+
+
+def _add_pairs(a, b):
+    hi, error = _two_sum(a[0], b[0])
+    return hi, a[1] + b[1] + error
+
+
+@jax.custom_jvp
+def total(hi, lo):
+    """Σ (hi + lo) over axis -2, rounded only at the end."""
+    zero = jnp.float32(0)
+    hi, lo = lax.reduce((hi, lo), (zero, zero), _add_pairs, (hi.ndim - 2,))
+    return hi + lo
+
+
+@total.defjvp
+def _(primals, tangents):
+    return total(*primals), jnp.sum(tangents[0] + tangents[1], axis=-2)
+
+
+def _inner(column, column_lo, hi, lo):
+    """(column + column_lo)ᵀ (hi + lo), rounded only at the end: `[..., m]`."""
+    column, column_lo = column[..., :, None], column_lo[..., :, None]
+    column_a, column_b = _halves(column)
+    hi_a, hi_b = _halves(hi)
+    rest = column_a * hi_b + column_b * hi_a + (column_b * hi_b + column * lo + column_lo * hi)
+    return total(column_a * hi_a, rest)
+
+
+def project(z, bases):
+    """Z U_k as a pair `[..., k, n, p]`."""
+
+    def add(i, pair):
+        column = lax.dynamic_index_in_dim(z, i, -1, keepdims=False)[..., None, :]
+        row = lax.dynamic_index_in_dim(bases, i, 1, keepdims=False)
+        return _add_outer(*pair, column, jnp.zeros_like(column), row)
+
+    k, d, p = bases.shape
+    zero = zeros((*z.shape[:-2], k, z.shape[-2], p), z)
+    return lax.fori_loop(0, d, add, (zero, zero))
+
+
+def orthogonalise(hi, lo, alpha, group=None):
+    """Unit upper-triangular V `[..., m, m]` and W = (hi + lo)V with VᵀV + α WᵀW diagonal, both rounded to
+    fp32.
+
+    Gram–Schmidt on the columns of [I; Y] in the inner product v·v' + α w·w', in two sweeps: the second
+    removes what the rounding of the first one's coefficients left. V stays exactly unit triangular and W =
+    YV whatever the coefficients are, so logdet(I + αYᵀY) is the sum of the logarithms of the diagonal, with
+    no cancellation.
+    alpha: `[..., 1]`, or `[..., m]`, equal within a group; columns of different `group` `[..., m]` never
+    mix.
+    """
+    m = hi.shape[-1]
+    zero = zeros((*hi.shape[:-2], m, m), hi)
+    alpha = jnp.broadcast_to(alpha, (*hi.shape[:-2], m))
+    columns = jnp.arange(m)
+
+    def column(step, state):
+        v, v_lo, w, w_lo = state
+        j = step % m
+        v_j, v_j_lo, w_j, w_j_lo = (lax.dynamic_index_in_dim(x, j, -1, keepdims=False) for x in state)
+        inner = _inner(v_j, v_j_lo, v, v_lo) + alpha * _inner(w_j, w_j_lo, w, w_lo)
+        mixes = columns > j
+        if group is not None:
+            mixes &= group == lax.dynamic_index_in_dim(group, j, -1)
+        row = jnp.where(mixes, -inner / lax.dynamic_index_in_dim(inner, j, -1), 0.0)
+        return *_add_outer(v, v_lo, v_j, v_j_lo, row), *_add_outer(w, w_lo, w_j, w_j_lo, row)
+
+    v, _, w, _ = lax.fori_loop(0, 2 * m, column, (zero + jnp.eye(m), zero, hi, lo))
+    return v, w

@@ -1,0 +1,124 @@
+"""Probe every layer: linear classifier and nearest neighbours, beside an untrained network and raw pixels."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from crate_jax import InputError, models, weights
+from crate_jax.analysis import features, figures, linear_probe
+from crate_jax.analysis.linear_probe import Probe
+from crate_jax.training import cli
+from crate_jax.training.config import Config, DataConfig
+from crate_jax.training.console import console, wide_table
+from crate_jax.training.metrics import write_atomically
+from crate_jax.training.restore import open_data, open_run
+from crate_jax.training.run import Run
+from crate_jax.training.sharding import tree_shardings
+
+
+def main(argv: list[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_bool("random", False, "Probe the untrained network alone.", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "A released checkpoint, in place of a run's.", flag_values=values)
+    flags.DEFINE_string("family", None, "What the checkpoint is of.", flag_values=values)
+    flags.DEFINE_integer("heads", None, "The checkpoint's number of heads.", flag_values=values)
+    values(argv, known_only=True)
+    if values["checkpoint"].value is not None:
+        run, params = open_released(argv, values)
+        probe(run, {Path(values["checkpoint"].value).stem: params})
+        return
+    config, path, overrides = cli.parse_workdir(argv, values)
+    if values["random"].value:
+        probe(open_data(config, path), {})
+    else:
+        run, params, step = open_run(config, path, overrides, match_classes=False)
+        probe(run, {f"step-{step}": params})
+
+
+def open_released(argv: list[str], values: flags.FlagValues) -> tuple[Run, models.Params]:
+    """The released checkpoint of `--checkpoint=FILE --family=… --heads=… --workdir=… --config.data.name=…`.
+
+    The workdir may be a new folder. Images are normalised as `--config.data.mean` and `--config.data.std` say.
+
+    Raises:
+      InputError: a flag is missing, or the checkpoint is not of the family (see `weights.load`).
+    """
+    file, family, heads = (values[name].value for name in ("checkpoint", "family", "heads"))
+    if family is None or heads is None:
+        raise InputError(
+            f"--checkpoint needs --family ({', '.join(weights.FAMILIES)}) and --heads (their number) beside it"
+        )
+    model, params = weights.load(file, family, heads=heads)
+    data = DataConfig(image_size=model.image_size, channels=model.channels)
+    config, path, overrides = cli.parse_workdir(argv, values, Config(model=model, data=data))
+    if "data.name" not in overrides:
+        raise InputError("--checkpoint needs the data beside it, such as --config.data.name=folder:PATH")
+    run = open_data(config, path)
+    return run, jax.device_put(params, tree_shardings(params, run.mesh))
+
+
+def probe(run: Run, networks: dict[str, models.Params]) -> dict[str, Probe]:
+    """Probe networks, the untrained one and raw pixels; prints a table, writes `report/probe.json` and `.png`.
+
+    Args:
+      run: the model and the data; the data's classes need not be the model's.
+      networks: name → parameters of the model.
+    Returns:
+      what each probe says: the networks' names, "untrained" and "pixels".
+    Raises:
+      InputError: the data are unreadable, or a class has too few examples.
+    """
+    with jax.set_mesh(run.mesh):
+        init = jax.jit(run.model.init, out_shardings=tree_shardings(run.model.abstract_params, run.mesh))
+        # The parameters that the run started from.
+        networks = {**networks, "untrained": init(jax.random.key(run.config.seed))}
+        extractors = [features.network(run, params, name) for name, params in networks.items()]
+        probed = {}
+        for extractor in (*extractors, features.pixels(run)):
+            train, test = (features.extract(extractor, split) for split in ("train", "test"))
+            console.print(f"probing {extractor.name}: {train.num_layers} × {train.dim} features")
+            probed[extractor.name] = linear_probe.probe(train, test, run.info.num_classes, run.mesh)
+    _report(run, probed)
+    return probed
+
+
+def _report(run: Run, probed: dict[str, Probe]) -> None:
+    report = run.workdir / "report"
+    report.mkdir(parents=True, exist_ok=True)
+    lists = {
+        name: {field: values.tolist() for field, values in result._asdict().items()}
+        for name, result in probed.items()
+    }
+    about = {"data": dataclasses.asdict(run.info), "strengths": linear_probe.STRENGTHS}
+    write_atomically(report / "probe.json", json.dumps({**about, "probes": lists}, indent=1) + "\n")
+    title = f"{run.model.config.family} on {run.info.name}"
+    networks = {name: result for name, result in probed.items() if name != "pixels"}
+    figures.probe(networks, probed["pixels"], report / "probe.png", title=f"{title}: probes by layer")
+    columns = [column for name in networks for column in (f"{name} %", "C", "k-NN %")]
+    rows = [
+        [layer + 1, *(cell for result in networks.values() for cell in _cells(result, layer))]
+        for layer in range(run.model.config.depth)
+    ]
+    pixels = _cells(probed["pixels"], 0)
+    rows.append(["pixels", *pixels, *[""] * (len(columns) - len(pixels))])
+    wide_table(
+        f"{title}: accuracy on the {run.info.num_examples['test']:,} test images", ["layer", *columns], rows
+    )
+    for name, result in probed.items():
+        if (worst := result.gradient.max()) > linear_probe.TOLERANCE:
+            console.print(
+                f"{name}: L-BFGS stopped early in some layers (gradient {worst:.1e} of that at zero)"
+            )
+    console.print(f"written: {report / 'probe.json'}, {report / 'probe.png'}")
+
+
+def _cells(result: Probe, layer: int) -> list[str]:
+    linear, strength, knn = result.accuracy[layer], result.strength[layer], result.knn[layer]
+    return [f"{100 * linear:.2f}", f"{strength:g}", f"{100 * knn:.2f}"]
+
+
+if __name__ == "__main__":
+    cli.run(main)
