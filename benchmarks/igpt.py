@@ -2,11 +2,13 @@
 
     python benchmarks/igpt.py [--depth=24 --batch=16 --sample_steps=8 --repeats=3 --output=FILE.json]
 
-Weights are random, of iGPT-S's shape (512 wide, 8 heads, 1,024 positions), float32. Sampling is timed a few tokens at a time
-and the time of all 1,024 follows: ours does not depend on the position (the cache has a static shape), the others' is
+Weights are random, of iGPT-S's shape (512 wide, 8 heads, 1,024 positions), float32. Sampling is timed a few tokens at a
+time and the time of all 1,024 follows: ours does not depend on the position (the cache has a static shape), the others' is
 measured at several prefix lengths and fitted by a polynomial, linear in the length for Hugging Face's cache, quadratic
-without one. Training is one step (loss, gradients, Adam) on whole images, the layers unrolled. Without torch and transformers their columns are
-left out. `cpu` is processor time, which other programs on the machine disturb less than `wall` time.
+without one. Training is one step (loss, gradients, Adam) on whole images, the layers unrolled. Without torch and
+transformers their columns are left out. `cpu` is processor time, which other programs on the machine disturb less than
+`wall` time. On a machine that is not idle give each a thread, OMP_NUM_THREADS=1 PJRT_NPROC=1: PyTorch's threads wait for
+one another by spinning, which counts as processor time.
 """
 
 import json
@@ -138,7 +140,8 @@ class HuggingFace:
         self.model.eval()
         with torch.no_grad():
             self.model.generate(
-                input_ids=self.tokens[:, :length], past_key_values=cache, max_new_tokens=SAMPLE_STEPS.value + 1, do_sample=True, top_k=0,
+                input_ids=self.tokens[:, :length], past_key_values=cache,
+                max_new_tokens=SAMPLE_STEPS.value + 1, do_sample=True, top_k=0,
                 use_cache=True, eos_token_id=None, pad_token_id=512,
                 logits_processor=transformers.LogitsProcessorList([note]),
             )  # fmt: skip
