@@ -10,7 +10,7 @@ import jax
 
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
-from crate_jax.training import cli, evaluation, optim, state, steps, workdir
+from crate_jax.training import cli, evaluation, optim, restore, state, steps, workdir
 from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.config import Config
 from crate_jax.training.console import TrainingProgress, console, table
@@ -43,7 +43,7 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
       FloatingPointError: the loss or a gradient was not finite.
     """
     run = make_run(config, Path(path), overrides)
-    for change in workdir.prepare(run.workdir, run.config, run.info):
+    for change in workdir.prepare(run.workdir, run.config, run.info, run.colours):
         console.print(f"changed since the last start: {change}")
     with jax.set_mesh(run.mesh):
         trainer = Trainer(run)
@@ -103,6 +103,8 @@ class Trainer:
             current = self.checkpoints.restore(self.abstract, self.start_step)
         else:
             current = state.make_state(run.model, self.tx, self.key, self.abstract)
+            if run.config.init_from is not None:
+                current = restore.warm_start(current, Path(run.config.init_from), run)
         current = self._loop(current)
         if self.stop_requested and int(current.step) < self.total_steps:
             console.print(
@@ -241,6 +243,10 @@ class Trainer:
         if self.run.model.readings is not None:
             rows["layers"] = self._report_layers(current.eval_params)
         self.writer.write(int(current.step), {**values, "final": True})
+        if self.run.task.report is not None:
+            source = self.run.source("test")
+            images = (source[i]["image"] for i in range(len(source)))
+            rows |= self.run.task.report(values, images, self.run.workdir / "report")
         table("test set, last parameters", {**rows, "metrics": self.writer.path})
         return values
 

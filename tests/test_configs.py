@@ -11,7 +11,24 @@ from crate_jax import models
 from crate_jax.train import train
 from crate_jax.training.config import from_config_dict, to_config_dict
 
-CONFIGS = {"base": ["digits"], "crate": ["cifar10", "tiny", "small", "base", "large"]}
+CONFIGS = {
+    "base": ["digits"],
+    "crate": ["cifar10", "tiny", "small", "base", "large"],
+    "igpt": [
+        "digits",
+        "crate",
+        "bert",
+        "crate_bert",
+        "cifar10",
+        "cifar10_crate",
+        "cifar10_finetune",
+        "imagenet32_s",
+        "imagenet32_m",
+        "imagenet32_l",
+        "imagenet32_crate",
+        "imagenet64_xl",
+    ],
+}
 ALL = [(file, variant) for file, variants in CONFIGS.items() for variant in variants]
 
 

@@ -139,3 +139,20 @@ def _read_image(path: str, channels: int | None = None) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{path}: unreadable image ({error.strerror})") from error
     return transforms.decode(data, channels=channels, where=path)
+
+
+def read_images(path: Path, *, limit: int, size: int, channels: int) -> np.ndarray:
+    """An image file, or the first images of a folder and the folders in it, as uint8 [n, size, size, channels].
+
+    Raises:
+        InputError: nothing there, no image in the folder, or an unreadable one.
+    """
+    if not path.exists():
+        raise InputError(f"no file or folder {path}; accepted: an image, or a folder of images")
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)[:limit]
+        if not files:
+            raise InputError(f"folder {path} holds no images; accepted: {', '.join(_IMAGE_SUFFIXES)}")
+    decoded = (_read_image(str(file), channels) for file in files)
+    return np.stack([transforms.fit(image, size=size, channels=channels) for image in decoded])

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from crate_jax.models import trace
 from crate_jax.models.crate import CRATE, CRATEConfig, crate
-from crate_jax.models.model import Model, Params
+from crate_jax.models.gpt import CRATEGPT, IGPT, MASKED, CRATEGPTConfig, IGPTConfig, TokenConfig, igpt
+from crate_jax.models.model import Images, Model, Params
 
 
 class Family(NamedTuple):
@@ -25,7 +26,11 @@ class Family(NamedTuple):
     readings: Callable[[dict], dict] | None  # `trace=` for the layer-wise measurements; None: a black box.
 
 
-FAMILIES = {"crate": Family(CRATEConfig, CRATE, trace.readings)}
+FAMILIES = {
+    "crate": Family(CRATEConfig, CRATE, trace.readings),
+    "crate_gpt": Family(CRATEGPTConfig, CRATEGPT, trace.readings),
+    "igpt": Family(IGPTConfig, IGPT, None),
+}
 
 
 def create(config: Any) -> Model:
@@ -34,4 +39,21 @@ def create(config: Any) -> Model:
     return Model(config, family.module, family.readings)
 
 
-__all__ = ["CRATE", "FAMILIES", "CRATEConfig", "Family", "Model", "Params", "crate", "create"]
+__all__ = [
+    "CRATE",
+    "CRATEGPT",
+    "FAMILIES",
+    "IGPT",
+    "MASKED",
+    "CRATEConfig",
+    "CRATEGPTConfig",
+    "Family",
+    "IGPTConfig",
+    "Images",
+    "Model",
+    "Params",
+    "TokenConfig",
+    "crate",
+    "create",
+    "igpt",
+]

@@ -13,6 +13,7 @@ from flax import nnx
 
 from crate_jax import InputError
 from crate_jax.models.layers import ISTA, MSSA, PatchEmbed, layer_norm, linear, resolve_dtype
+from crate_jax.models.model import Images
 from crate_jax.models.stack import Stack, Trace
 
 # name: (dim, heads, head_dim, depth), arXiv 2306.01129 table 1. Small's heads are 48 wide, not 64.
@@ -48,6 +49,38 @@ class CRATEConfig:
         """Tokens an image becomes, the class token not counted."""
         return (self.image_size // self.patch_size) ** 2
 
+    def fit(self, images: Images) -> tuple["CRATEConfig", int]:
+        """The configuration for such images, and the size that they must be given.
+
+        The grid of patches is kept: the patch size follows the image size, so the token count stays that of this
+        configuration. A `patch_size` set by the user is taken as it is.
+
+        Raises:
+          InputError: a requested image size that no suitable patch size divides.
+        """
+        grid = self.image_size // self.patch_size
+        size = images.wanted_size or images.size
+        if "patch_size" in images.fixed:
+            patch = self.patch_size
+        elif size == self.image_size:
+            patch = self.patch_size
+        elif images.wanted_size is None:
+            # The data leave the size open to a pixel or two: keep the grid exactly.
+            patch = max(1, round(size / grid))
+            size = patch * min(grid, size // patch)
+        else:
+            patch = min((p for p in range(1, size + 1) if size % p == 0), key=lambda p: abs(size // p - grid))
+            if not 0.5 <= size / patch / grid <= 2:
+                near = [max(1, round(size / grid)) * grid, (round(size / grid) + 1) * grid]
+                raise InputError(
+                    f"data.image_size: {size} px has no patch size near a {grid}×{grid} grid; "
+                    f"sizes that work: {near}"
+                )
+        if size % patch:
+            raise InputError(f"model.patch_size: {patch} does not divide data.image_size {size}")
+        fitted = {"image_size": size, "patch_size": patch, "channels": images.channels}
+        return dataclasses.replace(self, **fitted, num_classes=images.num_classes), size
+
     def describe_input(self) -> str:
         """What goes in and what comes out, for people."""
         size, patch = self.image_size, self.patch_size
@@ -69,11 +102,16 @@ def crate(size: str, **overrides) -> CRATEConfig:
 
 
 class CRATEBlock(nnx.Module):
-    """One MSSA step and one ISTA step; returns the tokens and what `crate_jax.models.trace` reads."""
+    """One MSSA step and one ISTA step; returns the tokens and what `crate_jax.models.trace` reads.
 
-    def __init__(self, config: CRATEConfig, *, dtype, rngs: nnx.Rngs):
+    Args:
+      config: any configuration with `dim`, `heads`, `head_dim`, `step_size` and `penalty`.
+      causal: whether a token sees only itself and those before it.
+    """
+
+    def __init__(self, config: Any, *, causal: bool = False, dtype, rngs: nnx.Rngs):
         self.mssa_norm = layer_norm(config.dim, dtype=dtype, rngs=rngs)
-        self.mssa = MSSA(config.dim, config.heads, config.head_dim, dtype=dtype, rngs=rngs)
+        self.mssa = MSSA(config.dim, config.heads, config.head_dim, causal=causal, dtype=dtype, rngs=rngs)
         self.ista_norm = layer_norm(config.dim, dtype=dtype, rngs=rngs)
         self.ista = ISTA(
             config.dim, step_size=config.step_size, penalty=config.penalty, dtype=dtype, rngs=rngs
@@ -95,6 +133,11 @@ class CRATEBlock(nnx.Module):
             "subspace_in": self.mssa.project(normed),
             "subspace_out": self.mssa.project(self.mssa_norm(compressed)),
         }
+
+    def decode(self, z: jax.Array, cache: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The block on one token `[b, d]`, given those before it (see `MSSA.decode`)."""
+        update, cache = self.mssa.decode(self.mssa_norm(z), cache, position)
+        return self.ista(self.ista_norm((z + update)[:, None]))[:, 0], cache
 
 
 class CRATE(nnx.Module):

@@ -1,15 +1,31 @@
 """The door between Flax and everything else: a model is `init` and `apply` over a plain nested dict of arrays."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
+from crate_jax import InputError
 from crate_jax.models.stack import Trace
 
 Params = dict[str, Any]
+
+
+class Images(NamedTuple):
+    """The images that a model will see, from which its configuration follows: `config.fit(images) -> (config, size)`.
+
+    `size` is the images' own height and width, `wanted_size` the one asked for (None: the model chooses), `levels` the
+    number of values of a pixel; `fixed` names the fields of the configuration that the user set by hand.
+    """
+
+    size: int
+    wanted_size: int | None
+    channels: int
+    num_classes: int
+    levels: int
+    fixed: frozenset[str] = frozenset()
 
 
 class Model:
@@ -65,3 +81,33 @@ class Model:
           `(output, trace)`; the trace's arrays have a leading layer axis, and it is None when not asked for.
         """
         return nnx.merge(self._graphdef, params)(inputs, train=train, key=key, trace=trace)
+
+    def init_cache(self, batch_size: int) -> Any:
+        """An empty cache for `decode`: arrays of static shape, one or more a layer, in the type that the model computes in.
+
+        Raises:
+          InputError: a model that does not predict tokens one after the other.
+        """
+        if not getattr(self.config, "causal", False):
+            raise InputError(
+                f"model.family: found {self.config.family!r}, which does not predict tokens one after the other; "
+                "accepted: a causal token model (igpt, crate_gpt)"
+            )
+        return self._build.init_cache(self.config, batch_size)
+
+    def decode(
+        self, params: Params, previous: jax.Array, cache: Any, position: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """One step of the forward pass: the prediction of the token at `position` from those before it.
+
+        Calling it for positions 0, 1, 2, … with the cache handed on gives the rows of `apply`'s logits.
+
+        Args:
+          params: as returned by `init`.
+          previous: int `[b]`, the tokens at `position − 1`; not looked at where `position` is 0.
+          cache: from `init_cache`, or from the step before.
+          position: int scalar, may be traced.
+        Returns:
+          `(logits [b, vocab_size] float32, cache)`.
+        """
+        return nnx.merge(self._graphdef, params).decode(previous, cache, position)

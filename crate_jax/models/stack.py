@@ -4,7 +4,7 @@ The parameters of all layers are stored stacked along a first axis of length `de
 unrolled, so a checkpoint does not depend on that choice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -73,7 +73,28 @@ class Stack(nnx.Module):
             x, reports = jax.lax.scan(body, x, stacked)
             return constrain_tokens(x), reports
         reports = []
-        for layer in range(self.depth):
-            x, report = body(x, jax.tree.map(lambda leaf: leaf[layer], stacked))  # noqa: B023
+        for params in self._layers(stacked):
+            x, report = body(x, params)
             reports.append(report)
         return constrain_tokens(x), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
+
+    def decode(self, x: jax.Array, caches: Sequence[Any], position: jax.Array) -> tuple[jax.Array, tuple]:
+        """One token `[b, d]` through all blocks, each called as `block.decode(x, cache, position)`.
+
+        Unrolled even where the stack is scanned: caches that are separate arrays are updated in place, while those
+        carried through a scan over layers would be copied for every token.
+        """
+        graphdef, stacked = nnx.split(self.blocks)
+        updated = []
+        for params, cache in zip(self._layers(stacked), caches, strict=True):
+            x, cache = nnx.merge(graphdef, params).decode(constrain_tokens(x), cache, position)
+            updated.append(cache)
+        return constrain_tokens(x), tuple(updated)
+
+    def _layers(self, stacked: Any) -> list[Any]:
+        """The parameters of each layer. Split, not indexed: the gradient of a split is one concatenation, that of an index a
+        sum of `depth` arrays as large as the whole stack.
+        """
+        leaves, structure = jax.tree.flatten(stacked)
+        parts = zip(*(jnp.split(leaf, self.depth) for leaf in leaves), strict=True)
+        return [jax.tree.unflatten(structure, [part[0] for part in layer]) for layer in parts]

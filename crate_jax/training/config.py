@@ -74,6 +74,8 @@ class DataConfig:
     shift: float = 0.0  # Augmentation: random translation by up to so many pixels,
     flip: bool = False  # random horizontal flip,
     crop_padding: int = 0  # random crop after padding by so many pixels.
+    labels_per_class: int | None = None  # Train on so many examples of each class, drawn by the seed.
+    palette: str | None = None  # A .npy of colours for token models; None: k-means over the training images.
     threads: int | None = None  # That prepare batches ahead of the step; None: one a core.
 
 
@@ -118,6 +120,7 @@ class Config:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
+    init_from: str | None = None  # A workdir whose parameters (and palette) this run starts from.
     wandb: str | None = None  # A Weights & Biases project to log to; wandb must be installed.
 
 
@@ -217,41 +220,27 @@ def choose(variant: str, variants: Mapping[str, Callable[[], Config]]) -> Config
 
 
 def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = ()) -> Config:
-    """The configuration with the image size, channels, classes and patch size that the data call for.
+    """The configuration with the image size, channels, classes and whatever else of the model the data call for.
 
-    The model's grid of patches is kept: the patch size follows the image size, so the token count stays that of the
-    config. A `model.patch_size` given on the command line is taken as it is.
+    How a model follows its data is its own configuration's business (`fit`); fields given on the command line are
+    respected.
 
     Raises:
-      InputError: a requested image size that no suitable patch size divides.
+      InputError: data that the model cannot be fitted to.
     """
-    model, data = config.model, config.data
-    grid = model.image_size // model.patch_size
-    size = data.image_size or info.image_size
-    if "model.patch_size" in overrides:
-        patch = model.patch_size
-    elif size == model.image_size:
-        patch = model.patch_size
-    elif data.image_size is None:
-        # The data leave the size open to a pixel or two: keep the grid exactly.
-        patch = max(1, round(size / grid))
-        size = patch * min(grid, size // patch)
-    else:
-        patch = min((p for p in range(1, size + 1) if size % p == 0), key=lambda p: abs(size // p - grid))
-        if not 0.5 <= size / patch / grid <= 2:
-            near = [max(1, round(size / grid)) * grid, (round(size / grid) + 1) * grid]
-            raise InputError(
-                f"data.image_size: {size} px has no patch size near a {grid}×{grid} grid; sizes that work: {near}"
-            )
-    if size % patch:
-        raise InputError(f"model.patch_size: {patch} does not divide data.image_size {size}")
+    data = config.data
     channels = data.channels or info.channels
+    images = models.Images(
+        size=info.image_size,
+        wanted_size=data.image_size,
+        channels=channels,
+        num_classes=info.num_classes,
+        levels=info.max_value + 1,
+        fixed=frozenset(key.removeprefix("model.") for key in overrides if key.startswith("model.")),
+    )
+    model, size = config.model.fit(images)
     return dataclasses.replace(
-        config,
-        data=dataclasses.replace(data, image_size=size, channels=channels),
-        model=dataclasses.replace(
-            model, image_size=size, patch_size=patch, channels=channels, num_classes=info.num_classes
-        ),
+        config, data=dataclasses.replace(data, image_size=size, channels=channels), model=model
     )
 
 

@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from crate_jax import InputError, models
 from crate_jax.data import sources
@@ -12,12 +15,13 @@ from crate_jax.training import workdir as workdirs
 from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.config import Config
 from crate_jax.training.run import Run, make_run
-from crate_jax.training.state import with_shardings
+from crate_jax.training.state import TrainState, with_shardings
 
 
 def open_data(config: Config, workdir: Path) -> Run:
     """The data of `config` in the shape that its model, which exists already, takes; the model stays as it is."""
-    run = make_run(config, workdir, {"model.patch_size"})
+    fixed = {f"model.{field.name}" for field in dataclasses.fields(config.model)}
+    run = make_run(config, workdir, fixed)
     return dataclasses.replace(run, model=models.create(config.model))
 
 
@@ -40,10 +44,6 @@ def open_run(
     changed = sorted(key for key in overrides if key.startswith("model."))
     if changed:
         raise InputError(f"--config.{changed[0]}: the model of a trained run cannot be changed")
-    checkpoints = Checkpoints(workdir, create=False)
-    step = checkpoints.latest_step
-    if step is None:
-        raise InputError(f"--workdir: {workdir} holds no complete checkpoint yet")
     # Other data take the shape that the model was trained on.
     data = dataclasses.replace(
         config.data, image_size=trained.data.image_size, channels=trained.data.channels
@@ -53,10 +53,56 @@ def open_run(
     known = workdirs.read_dataset(workdir).class_names
     if match_classes and run.info.class_names != known:
         run = dataclasses.replace(run, labels=_label_map(run.info, known))
-    target = with_shardings(run.model.abstract_params, run.mesh)
+    return run, *_restore(run.model, trained, workdir, run.mesh)
+
+
+def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
+    """A fresh state with the parameters of another run's latest checkpoint; a classification head of its own stays new.
+
+    Args:
+      current: the state as initialised.
+      workdir: the folder of the other run.
+      run: the run that starts.
+    Raises:
+      InputError: a checkpoint of another family, or one whose shapes are not those of this model.
+    """
+    trained = workdirs.read_config(workdir)
+    if trained.model.family != run.model.config.family:
+        raise InputError(
+            f"init_from: {workdir} holds model.family {trained.model.family!r}; accepted: {run.model.config.family!r}"
+        )
+    restored, _ = _restore(models.create(trained.model), trained, workdir, run.mesh)
+    theirs = {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+    }
+    problems = []
+
+    def take(path, ours):
+        found = theirs.get(jax.tree_util.keystr(path))
+        if path[0].key.endswith("head") and (found is None or found.shape != ours.shape):
+            return ours
+        if found is None or found.shape != ours.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            problems.append(f"{name} is {'missing' if found is None else found.shape}, not {ours.shape}")
+            return ours
+        return found
+
+    params = jax.tree_util.tree_map_with_path(take, current.params)
+    if problems:
+        raise InputError(f"init_from: {workdir} does not fit the model: {'; '.join(problems)}")
+    ema = None if current.ema is None else jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(current, params=params, ema=ema)
+
+
+def _restore(model: models.Model, trained: Config, workdir: Path, mesh: Mesh) -> tuple[models.Params, int]:
+    checkpoints = Checkpoints(workdir, create=False)
+    step = checkpoints.latest_step
+    if step is None:
+        raise InputError(f"--workdir: {workdir} holds no complete checkpoint yet")
+    target = with_shardings(model.abstract_params, mesh)
     params = checkpoints.restore_params(target, step, averaged=trained.ema_decay > 0)
     checkpoints.close()
-    return run, params, step
+    return params, step
 
 
 def _label_map(info: sources.DatasetInfo, known: tuple[str, ...]) -> np.ndarray:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from crate_jax import models
-from crate_jax.data import pipeline, sources
+from crate_jax import InputError, models
+from crate_jax.data import palette, pipeline, sources, subset
 from crate_jax.data.transforms import Augment
+from crate_jax.training import workdir as workdirs
 from crate_jax.training.config import Config, Duration, fit_to_data
 from crate_jax.training.sharding import check_batch_size, make_mesh
 from crate_jax.training.tasks import Task, make_task
+from crate_jax.training.tokenizer import Pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +29,12 @@ class Run:
     mesh: Mesh
     model: models.Model
     task: Task
+    colours: np.ndarray | None = None  # The palette of a model of colour tokens.
     labels: np.ndarray | None = None  # The model's label for each class of the data; None: they are the same.
 
     def source(self, split: str) -> sources.Source:
         """The examples of a split, in the size and channels that the model takes and with the model's labels."""
-        data = self.config.data
-        source = sources.load(
-            data.name,
-            split,
-            image_size=data.image_size,
-            channels=data.channels,
-            data_dir=data.data_dir,
-            exclude=str(self.workdir),
-        )
+        source = _load(self.config, self.workdir, self.info, split)
         return source if self.labels is None else _Relabelled(source, self.labels)
 
     def train_batches(self) -> pipeline.Batches:
@@ -98,6 +94,47 @@ def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
     data = config.data
     info = sources.inspect(data.name, data_dir=data.data_dir, exclude=str(workdir))
     config = fit_to_data(config, info, overrides)
+    if data.labels_per_class is not None:
+        train = min(info.num_examples["train"], data.labels_per_class * info.num_classes)
+        info = dataclasses.replace(info, num_examples={**info.num_examples, "train": train})
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.accumulate, mesh)
-    return Run(config, workdir, info, mesh, models.create(config.model), make_task(config, info.max_value))
+    model = models.create(config.model)
+    colours = _palette(config, workdir, info)
+    task = make_task(config, Pixels(info.max_value, colours))
+    return Run(config, workdir, info, mesh, model, task, colours)
+
+
+def _load(config: Config, workdir: Path, info: sources.DatasetInfo, split: str) -> sources.Source:
+    data = config.data
+    source = sources.load(
+        data.name,
+        split,
+        image_size=data.image_size,
+        channels=data.channels,
+        data_dir=data.data_dir,
+        exclude=str(workdir),
+    )
+    if split == "train" and data.labels_per_class is not None:
+        return subset.per_class(source, data.labels_per_class, num_classes=info.num_classes, seed=config.seed)
+    return source
+
+
+def _palette(config: Config, workdir: Path, info: sources.DatasetInfo) -> np.ndarray | None:
+    """The run's own palette if it has one, else that of the run it starts from, a given file's, or a new one."""
+    data, model = config.data, config.model
+    if not isinstance(model, models.TokenConfig) or data.channels == 1:
+        if data.palette is not None:
+            raise InputError(
+                f"data.palette: found {data.palette} for {data.channels} channel(s) and model.family "
+                f"{model.family!r}; accepted: none, but for colour images and a model of tokens"
+            )
+        return None
+    files = [workdir / workdirs.PALETTE]
+    if config.init_from is not None:
+        files.append(Path(config.init_from) / workdirs.PALETTE)
+    file = next((file for file in files if file.is_file()), data.palette)
+    if file is not None:
+        return palette.load(file)
+    colours = palette.fit(_load(config, workdir, info, "train"), model.vocab_size, seed=config.seed)
+    return multihost_utils.broadcast_one_to_all(colours) if jax.process_count() > 1 else colours

@@ -22,7 +22,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mssa/output$", ("tensor", None, "fsdp")),
     (r"ista/dictionary$", ("fsdp", "tensor")),
     (r"(projection|head)/kernel$", ("fsdp", "tensor")),
-    (r"position_embedding$", (None, "fsdp")),
+    (r"qkv/kernel$", ("fsdp", None, "tensor", None)),
+    (r"attention_output/kernel$", ("tensor", None, "fsdp")),
+    (r"mlp_in/kernel$", ("fsdp", "tensor")),
+    (r"mlp_out/kernel$", ("tensor", "fsdp")),
+    (r"(position|token)_embedding$", (None, "fsdp")),
 )
 # A larger array that no rule matches, or that its rule cannot split, is an error rather than silently replicated.
 MAX_REPLICATED_BYTES = 2**20

@@ -109,7 +109,8 @@ def find_nonfinite(model: Model, task: Task, params, batch: Batch, key: jax.Arra
             trace=lambda report: {k: jnp.all(jnp.isfinite(v)) for k, v in report.items()},
         )
         (loss, _), grads = loss_and_grad(model, task, params, batch, key)
-        return finite(params), trace, finite(output), jnp.isfinite(loss), finite(grads)
+        output_ok = jnp.all(jnp.stack(jax.tree.leaves(finite(output))))
+        return finite(params), trace, output_ok, jnp.isfinite(loss), finite(grads)
 
     params_ok, trace_ok, output_ok, loss_ok, grads_ok = jax.device_get(look(params, batch))
     for layer in range(len(next(iter(trace_ok.values())))):

@@ -4,14 +4,22 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+
 from crate_jax import InputError
+from crate_jax.data import palette
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.training.config import Config, from_config_dict, to_config_dict
 from crate_jax.training.metrics import write_atomically
 
+# The palette of a run on colour tokens, see `crate_jax.data.palette`.
+PALETTE = "palette.npy"
 
-def prepare(workdir: Path, config: Config, info: DatasetInfo) -> list[str]:
-    """Create the folder or check that it holds the same model and task, and write `config.json` and `dataset.json`.
+
+def prepare(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray | None = None) -> list[str]:
+    """Create the folder or check that it holds the same model and task, and write what the run was started with.
+
+    That is `config.json`, `dataset.json` and, if there is one, the palette.
 
     Returns:
       what has changed since the last start, in words.
@@ -40,6 +48,8 @@ def prepare(workdir: Path, config: Config, info: DatasetInfo) -> list[str]:
     values = to_config_dict(config).to_dict()
     write_atomically(workdir / "config.json", json.dumps(_without_none(values), indent=2) + "\n")
     write_atomically(workdir / "dataset.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+    if colours is not None:
+        palette.save(colours, workdir / PALETTE)
     return changes
 
 

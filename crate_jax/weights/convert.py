@@ -44,7 +44,24 @@ def _crate_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEC
     )
 
 
-FAMILIES = {"crate": Family(tables.CRATE, _crate_config)}
+def _igpt_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.IGPTConfig:
+    positions, dim = arrays["transformer.wpe.weight"].shape
+    if dim % heads:
+        raise InputError(f"heads: found {heads}; accepted: a divisor of {dim}, the width of the model")
+    return models.IGPTConfig(
+        vocab_size=arrays["lm_head.weight"].shape[0],
+        num_positions=positions,
+        dim=dim,
+        depth=len({name.split(".")[2] for name in arrays if name.startswith("transformer.h.")}),
+        heads=heads,
+        use_bias=True,
+    )
+
+
+FAMILIES = {
+    "crate": Family(tables.CRATE, _crate_config),
+    "igpt_hf": Family(tables.IGPT_HF, _igpt_config),
+}
 
 
 def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> tuple[Any, models.Params]:

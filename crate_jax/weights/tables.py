@@ -52,3 +52,40 @@ CRATE = [
     *_norm("mlp_head.0", "head_norm"),
     *_linear("mlp_head.1", "head"),
 ]
+
+
+def _conv1d(released: str, ours: str) -> list[Entry]:
+    """GPT-2's Conv1D stores `[inputs, outputs]`."""
+    return [Entry(f"{released}.weight", f"{ours}/kernel"), Entry(f"{released}.bias", f"{ours}/bias")]
+
+
+# Hugging Face's ImageGPT. The last row of its input table is the start token, as in ours.
+IGPT_HF = [
+    Entry("transformer.wte.weight", "token_embedding"),
+    Entry("transformer.wpe.weight", "position_embedding"),
+    Entry("transformer.h.{layer}.ln_1.weight", "blocks/blocks/attention_norm/scale"),
+    Entry(  # [d, 3·h·p] ↔ [d, 3, h, p]
+        "transformer.h.{layer}.attn.c_attn.weight",
+        "blocks/blocks/qkv/kernel",
+        lambda w, h: w.reshape(w.shape[0], 3, h, -1),
+        lambda w: w.reshape(w.shape[0], -1),
+    ),
+    Entry(
+        "transformer.h.{layer}.attn.c_attn.bias",
+        "blocks/blocks/qkv/bias",
+        lambda w, h: w.reshape(3, h, -1),
+        lambda w: w.reshape(-1),
+    ),
+    Entry(  # [h·p, d] ↔ [h, p, d]
+        "transformer.h.{layer}.attn.c_proj.weight",
+        "blocks/blocks/attention_output/kernel",
+        lambda w, h: w.reshape(h, -1, w.shape[1]),
+        lambda w: w.reshape(-1, w.shape[2]),
+    ),
+    Entry("transformer.h.{layer}.attn.c_proj.bias", "blocks/blocks/attention_output/bias"),
+    Entry("transformer.h.{layer}.ln_2.weight", "blocks/blocks/mlp_norm/scale"),
+    *_conv1d("transformer.h.{layer}.mlp.c_fc", "blocks/blocks/mlp_in"),
+    *_conv1d("transformer.h.{layer}.mlp.c_proj", "blocks/blocks/mlp_out"),
+    Entry("transformer.ln_f.weight", "head_norm/scale"),
+    Entry("lm_head.weight", "head/kernel", lambda w, h: w.T, lambda w: w.T),
+]

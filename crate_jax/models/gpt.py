@@ -1,0 +1,277 @@
+"""iGPT: the next-pixel transformer of Chen et al. 2020, as released (github.com/openai/image-gpt), and CRATE-GPT.
+
+Both predict every token of an image from those before it in raster order, or with `causal=False` the masked tokens from
+all others (the BERT objective). They differ in their blocks alone: iGPT's are
+    h ← h + Attention(norm(h)),   h ← h + W₂ φ(W₁ norm(h)),   norm(x) = g·x / √(mean x² + ε),   φ(x) = x σ(1.702 x),
+CRATE-GPT's are causal MSSA and ISTA (see `crate_jax.models.crate`).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crate_jax import InputError
+from crate_jax.models.crate import CRATEBlock
+from crate_jax.models.layers import (
+    attend_cached,
+    cache_token,
+    causal_attention,
+    layer_norm,
+    resolve_dtype,
+    rms_norm,
+)
+from crate_jax.models.model import Images
+from crate_jax.models.stack import Stack, Trace
+
+# name: (dim, depth, heads). The heads of XL were not published; 16 follow L.
+SIZES = {"s": (512, 24, 8), "m": (1024, 36, 8), "l": (1536, 48, 16), "xl": (3072, 60, 16)}
+
+# A masked token: its embedding is zero.
+MASKED = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenConfig:
+    """What every model of an image's tokens has. `num_classes=0` means no classification head."""
+
+    family: str = ""
+    vocab_size: int = 512
+    num_positions: int = 1024
+    num_classes: int = 0
+    dim: int = 512
+    depth: int = 24
+    heads: int = 8
+    causal: bool = True
+    scan: bool = True
+    remat: str = "none"
+    dtype: str = "auto"
+
+    def describe_input(self) -> str:
+        """What goes in and what comes out, for people."""
+        side = math.isqrt(self.num_positions)
+        shape = f"{side}×{side} images, " if side * side == self.num_positions else ""
+        classes = f", {self.num_classes} classes" if self.num_classes else ""
+        return f"{shape}{self.num_positions} tokens of {self.vocab_size} values{classes}"
+
+    def fit(self, images: Images) -> tuple["TokenConfig", int]:
+        """The configuration for such images, a token a pixel, and the size that they must be given.
+
+        Larger images than the positions hold are made smaller, unless their size was asked for: then the positions follow.
+
+        Raises:
+          InputError: positions or a vocabulary, set by the user, that the images do not have.
+        """
+        size = images.wanted_size or min(images.size, math.isqrt(self.num_positions))
+        vocab_size = images.levels if images.channels == 1 else self.vocab_size
+        for name, found, needed, what in (
+            ("num_positions", self.num_positions, size * size, f"pixels of {size}×{size} images"),
+            ("vocab_size", self.vocab_size, vocab_size, "grey levels of the images"),
+        ):
+            if name in images.fixed and found != needed:
+                raise InputError(f"model.{name}: found {found}; accepted: {needed}, the {what}")
+        num_classes = self.num_classes and images.num_classes
+        fitted = {"vocab_size": vocab_size, "num_positions": size * size, "num_classes": num_classes}
+        return dataclasses.replace(self, **fitted), size
+
+
+@dataclasses.dataclass(frozen=True)
+class IGPTConfig(TokenConfig):
+    """All that determines an iGPT. The released weights have no biases; Hugging Face's port of them has (`use_bias`)."""
+
+    family: str = "igpt"
+    use_bias: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """Features of a head."""
+        return self.dim // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class CRATEGPTConfig(TokenConfig):
+    """All that determines a CRATE-GPT. `step_size` is η and `penalty` λ of the ISTA step."""
+
+    family: str = "crate_gpt"
+    head_dim: int = 64
+    step_size: float = 0.1
+    penalty: float = 0.1
+
+
+def igpt(size: str, **overrides) -> IGPTConfig:
+    """The configuration of a published size.
+
+    Args:
+      size: s, m, l or xl: 76,571,648, 455,157,760, 1,362,250,752 and 6,801,438,720 parameters at 1,024 positions and 512
+        colours.
+      **overrides: any field of `IGPTConfig`.
+    """
+    if size not in SIZES:
+        raise InputError(f"size of iGPT: found {size!r}; accepted: {', '.join(SIZES)}")
+    dim, depth, heads = SIZES[size]
+    return IGPTConfig(**{"dim": dim, "depth": depth, "heads": heads, **overrides})
+
+
+def normal_kernel(shape: tuple[int, ...], stddev: float, rngs: nnx.Rngs) -> nnx.Param:
+    """N(0, stddev²); zeros for 0."""
+    return nnx.Param(stddev * jax.random.normal(rngs.params(), shape) if stddev else jnp.zeros(shape))
+
+
+class Dense(nnx.Module):
+    """x W (+ b) from the features `inputs` to the axes `outputs`; `kernel` is `[*inputs, *outputs]`.
+
+    Heads are axes of the kernel, so that a mesh can split them, and one matmul takes all of them together.
+    """
+
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, stddev, use_bias, dtype, rngs):
+        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        self.kernel = normal_kernel((*inputs, *outputs), stddev, rngs)
+        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = math.prod(self.inputs)
+        leading = x.shape[: x.ndim - len(self.inputs)]
+        out = x.astype(self.dtype).reshape(*leading, width) @ self.kernel[...].astype(self.dtype).reshape(
+            width, -1
+        )
+        out = out.reshape(*leading, *self.outputs)
+        return out if self.bias is None else out + self.bias[...].astype(self.dtype)
+
+
+class IGPTBlock(nnx.Module):
+    """Attention and MLP, each on the normed residual stream and added to it.
+
+    Initial values as released: queries, keys and values N(0, 1/d), attention's output N(0, 1/(d·depth)), MLP N(0, 0.02²).
+    """
+
+    def __init__(self, config: IGPTConfig, *, causal: bool, dtype, rngs: nnx.Rngs):
+        dim, heads = config.dim, (config.heads, config.head_dim)
+        options = {"use_bias": config.use_bias, "dtype": dtype, "rngs": rngs}
+        self.causal = causal
+        self.attention_norm = rms_norm(dim, dtype=dtype, rngs=rngs)
+        self.qkv = Dense((dim,), (3, *heads), stddev=dim**-0.5, **options)
+        self.attention_output = Dense(heads, (dim,), stddev=(dim * config.depth) ** -0.5, **options)
+        self.mlp_norm = rms_norm(dim, dtype=dtype, rngs=rngs)
+        self.mlp_in = Dense((dim,), (4 * dim,), stddev=0.02, **options)
+        self.mlp_out = Dense((4 * dim,), (dim,), stddev=0.02, **options)
+
+    def __call__(self, x: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        normed = self.attention_norm(x)
+        query, key, value = jnp.moveaxis(self.qkv(normed), -3, 0)
+        attend = causal_attention if self.causal else jax.nn.dot_product_attention
+        attended = attend(query, key, value)
+        x = x + self.attention_output(attended)
+        out = x + self._mlp(x)
+        return out, ({"normed": normed, "attention_out": x, "mlp_out": out} if report else {})
+
+    def decode(self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array):
+        """The block on one token `[b, d]`; the cache holds the keys and values `[b, k, p, n]` of those before it."""
+        query, key, value = jnp.moveaxis(self.qkv(self.attention_norm(x)), -3, 0)
+        keys, values = (
+            cache_token(cached, new, position) for cached, new in zip(cache, (key, value), strict=True)
+        )
+        x = x + self.attention_output(attend_cached(query, keys, values, position))
+        return x + self._mlp(x), (keys, values)
+
+    def _mlp(self, x: jax.Array) -> jax.Array:
+        hidden = self.mlp_in(self.mlp_norm(x))
+        return self.mlp_out(hidden * jax.nn.sigmoid(1.702 * hidden))
+
+
+class _TokenModel(nnx.Module):
+    """Embedding, positions, blocks, final norm, output table; see `IGPT` for what goes in and out."""
+
+    def __init__(self, config: Any, rngs: nnx.Rngs, *, make_block, make_norm):
+        dtype = resolve_dtype(config.dtype)
+        self.config, self.dtype = config, dtype
+        # The last row of a causal model's table is the learned start token.
+        rows = config.vocab_size + config.causal
+        self.token_embedding = normal_kernel((rows, config.dim), 0.02, rngs)
+        self.position_embedding = normal_kernel((config.num_positions, config.dim), 0.01, rngs)
+        self.blocks = Stack(
+            lambda rngs: make_block(config, causal=config.causal, dtype=dtype, rngs=rngs),
+            config.depth,
+            scan=config.scan,
+            remat=config.remat,
+            rngs=rngs,
+        )
+        self.head_norm = make_norm(config.dim, dtype=dtype, rngs=rngs)
+        zeros = {"stddev": 0.0, "use_bias": False, "dtype": dtype, "rngs": rngs}
+        self.head = Dense((config.dim,), (config.vocab_size,), **zeros)
+        self.class_head = Dense((config.dim,), (config.num_classes,), **zeros) if config.num_classes else None
+
+    def __call__(
+        self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None, trace: Trace = False
+    ) -> tuple[Any, Any]:
+        del train, key  # Nothing in these models is random.
+        positions = self.config.num_positions
+        if tokens.ndim != 2 or tokens.shape[1] > positions or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise InputError(
+                f"tokens: found {tokens.dtype} {tokens.shape}; accepted: integers [b, n], n ≤ model.num_positions "
+                f"{positions}"
+            )
+        if self.config.causal:
+            start = jnp.full_like(tokens[:, :1], self.config.vocab_size)
+            tokens = jnp.concatenate([start, tokens[:, :-1]], axis=1)
+        x = self._embed(tokens, self.position_embedding[: tokens.shape[1]])
+        x, traced = self.blocks(x, trace=trace)
+        x = self.head_norm(x)
+        logits = self.head(x).astype(jnp.float32)
+        if self.class_head is None:
+            return logits, traced
+        pooled = jnp.mean(x.astype(jnp.float32), axis=1)
+        return (logits, self.class_head(pooled).astype(jnp.float32)), traced
+
+    def decode(self, previous: jax.Array, cache: Any, position: jax.Array) -> tuple[jax.Array, Any]:
+        """See `crate_jax.models.Model.decode`."""
+        previous = jnp.where(position == 0, self.config.vocab_size, previous)
+        x, cache = self.blocks.decode(
+            self._embed(previous, self.position_embedding[position]), cache, position
+        )
+        return self.head(self.head_norm(x)).astype(jnp.float32), cache
+
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        embedded = jnp.where((tokens == MASKED)[..., None], 0.0, self.token_embedding[tokens])
+        return (embedded + positions).astype(self.dtype)
+
+
+class IGPT(_TokenModel):
+    """iGPT on integer tokens `[b, n]`, n ≤ `num_positions`; returns `(logits [b, n, vocab_size] float32, trace)`.
+
+    Causal: logits at position t predict token t from tokens 0 … t − 1 (a learned start token is put in front and the last
+    token is dropped). Otherwise every position sees all tokens, and a token that is MASKED has a zero embedding. With
+    `num_classes` the output is `(logits, class logits [b, num_classes])`, the latter a linear map of the mean over positions
+    of the final normed layer.
+    """
+
+    def __init__(self, config: IGPTConfig, rngs: nnx.Rngs):
+        if config.dim % config.heads:
+            raise InputError(
+                f"model.heads: found {config.heads}, which does not divide model.dim {config.dim}"
+            )
+        super().__init__(config, rngs, make_block=IGPTBlock, make_norm=rms_norm)
+
+    @staticmethod
+    def init_cache(config: IGPTConfig, batch_size: int) -> tuple:
+        """Keys and values of every layer, each `[b, heads, head_dim, num_positions]`."""
+        return tuple((_empty(config, batch_size), _empty(config, batch_size)) for _ in range(config.depth))
+
+
+class CRATEGPT(_TokenModel):
+    """CRATE-GPT: the task, embeddings and heads of `IGPT` with CRATE's blocks and LayerNorm."""
+
+    def __init__(self, config: CRATEGPTConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs, make_block=CRATEBlock, make_norm=layer_norm)
+
+    @staticmethod
+    def init_cache(config: CRATEGPTConfig, batch_size: int) -> tuple:
+        """Subspace projections of every layer, `[b, heads, head_dim, num_positions]`."""
+        return tuple(_empty(config, batch_size) for _ in range(config.depth))
+
+
+def _empty(config: Any, batch_size: int) -> jax.Array:
+    shape = (batch_size, config.heads, config.head_dim, config.num_positions)
+    return jnp.zeros(shape, resolve_dtype(config.dtype))

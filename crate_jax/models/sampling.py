@@ -1,0 +1,82 @@
+"""Drawing images from a next-token model: a static KV cache and one compiled scan over positions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from crate_jax import InputError
+from crate_jax.models.model import Model, Params
+
+
+class Draw(NamedTuple):
+    """How a token is drawn from logits: softmax(logits / temperature), of the `top_k` likeliest tokens only, of the fewest
+    tokens that together have probability `top_p` only (the nucleus); None is no restriction.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def check(self, vocab_size: int) -> None:
+        """Raises InputError for numbers that mean nothing."""
+        if not self.temperature > 0:
+            raise InputError(f"temperature: found {self.temperature}; accepted: a number above 0")
+        if self.top_k is not None and not 1 <= self.top_k <= vocab_size:
+            raise InputError(
+                f"top_k: found {self.top_k}; accepted: 1 to {vocab_size}, the size of the vocabulary"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p: found {self.top_p}; accepted: a number above 0, at most 1")
+
+    def restrict(self, logits: jax.Array) -> jax.Array:
+        """Logits `[…, v]` divided by the temperature, −∞ for the tokens that are left out.
+
+        The nucleus is that of what `top_k` leaves; tokens as likely as the last one in are in.
+        """
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            least = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
+            logits = jnp.where(logits >= least, logits, -jnp.inf)
+        if self.top_p is not None:
+            descending = jnp.sort(logits, axis=-1, descending=True)
+            probabilities = jax.nn.softmax(descending, axis=-1)
+            # A token is in if those likelier than it do not reach top_p yet; the first one always is.
+            inside = jnp.cumsum(probabilities, axis=-1) - probabilities < self.top_p
+            least = jnp.min(jnp.where(inside, descending, jnp.inf), axis=-1, keepdims=True)
+            logits = jnp.where(logits >= least, logits, -jnp.inf)
+        return logits
+
+
+def make_sampler(
+    model: Model, length: int, draw: Draw
+) -> Callable[[Params, Any, jax.Array, jax.Array, jax.Array], tuple[Any, jax.Array]]:
+    """`sampler(params, state, prompt, given, keys) -> (state, tokens [b, length])`, jitted: the next `length` tokens.
+
+    `prompt` is int `[b, n]`, of which positions below `given` are taken as they are; `keys` `[b]`, one an example, so that
+    an image does not depend on how many are drawn beside it. Calls follow one another with the state handed on, which is
+    donated; the first is `start(model, batch_size)`.
+    """
+    draw.check(model.config.vocab_size)
+
+    def one(keys, logits):
+        return jax.vmap(jax.random.categorical)(keys, draw.restrict(logits))
+
+    def sampler(params, state, prompt, given, keys):
+        def step(state, _):
+            previous, cache, position = state
+            logits, cache = model.decode(params, previous, cache, position)
+            drawn = one(jax.vmap(jax.random.fold_in, (0, None))(keys, position), logits)
+            token = jnp.where(position < given, prompt[:, position], drawn).astype(jnp.int32)
+            return (token, cache, position + 1), token
+
+        state, tokens = jax.lax.scan(step, state, length=length)
+        return state, tokens.T
+
+    return jax.jit(sampler, donate_argnums=1)
+
+
+def start(model: Model, batch_size: int) -> tuple[jax.Array, Any, jax.Array]:
+    """The state before the first token: (previous token, cache, position)."""
+    return jnp.zeros(batch_size, jnp.int32), model.init_cache(batch_size), jnp.zeros((), jnp.int32)

@@ -1,0 +1,135 @@
+"""Draw images from a trained next-pixel model, or complete the lower part of given ones."""
+
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from crate_jax import InputError, models
+from crate_jax.analysis import figures
+from crate_jax.data import folders
+from crate_jax.models import sampling
+from crate_jax.training import cli, sharding
+from crate_jax.training.console import progress, table
+from crate_jax.training.metrics import write_atomically
+from crate_jax.training.restore import open_run
+from crate_jax.training.run import Run
+from crate_jax.training.tokenizer import Pixels, make_tokenizer
+
+MODES = ("unconditional", "complete")
+TASKS = ("autoregressive", "joint")
+# A pixel that was not given, in the picture of a prompt.
+UNKNOWN = 128
+
+
+def define_flags() -> flags.FlagValues:
+    """The command's own flags."""
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    flags.DEFINE_enum("mode", "unconditional", MODES, "Draw whole images, or complete given ones.", **own)
+    flags.DEFINE_integer("rows", None, "Rows of pixels that are given, from the top; half by default.", **own)
+    flags.DEFINE_integer("num", 16, "Number of images.", **own)
+    flags.DEFINE_float("temperature", 1.0, "Logits are divided by it.", **own)
+    flags.DEFINE_integer("top_k", None, "Draw from so many of the likeliest tokens only.", **own)
+    flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens of this probability together.", **own)
+    flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", **own)
+    flags.DEFINE_string("input", None, "An image or a folder to complete; the test split by default.", **own)
+    flags.DEFINE_string("output", None, "The PNG; the tokens go beside it as .npz.", **own)
+    return values
+
+
+def main(argv: list[str]) -> None:
+    options = define_flags()
+    config, path, overrides = cli.parse_workdir(options(argv, known_only=True))
+    if config.task not in TASKS:
+        raise InputError(
+            f"--workdir: {path} was trained for task {config.task!r}; accepted: {', '.join(TASKS)}"
+        )
+    num, mode, rows = (options[name].value for name in ("num", "mode", "rows"))
+    if num < 1:
+        raise InputError(f"--num: found {num}; accepted: 1 or more")
+    if mode == "unconditional":
+        for name in ("rows", "input"):
+            if options[name].value is not None:
+                raise InputError(f"--{name} belongs to --mode=complete")
+    draw = sampling.Draw(*(options[name].value for name in ("temperature", "top_k", "top_p")))
+    draw.check(config.model.vocab_size)
+    run, params, step = open_run(config, path, overrides)
+    size = run.config.data.image_size
+    rows = size // 2 if rows is None else rows
+    if mode == "complete" and not 0 < rows < size:
+        raise InputError(f"--rows: found {rows}; accepted: 1 to {size - 1}, some of the image's {size} rows")
+    tokenizer = make_tokenizer(Pixels(run.info.max_value, run.colours), config.model.vocab_size)
+    originals, given = np.zeros((num, size * size), np.int32), 0
+    if mode == "complete":
+        images = _inputs(run, options["input"].value, num)
+        originals, given = np.asarray(tokenizer.encode(images)), rows * size
+    tokens = draw_tokens(run, params, originals, given, draw, options["seed"].value)
+
+    default = run.workdir / "report" / ("samples.png" if mode == "unconditional" else "completions.png")
+    output = Path(options["output"].value or default)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scale = 255 / run.info.max_value if run.colours is None else 1
+    pictures = [tokenizer.decode(tokens) * scale]
+    arrays = {"tokens": tokens}
+    if mode == "complete":
+        whole = tokenizer.decode(originals) * scale
+        prompt = whole.copy()
+        prompt[:, rows:] = UNKNOWN
+        pictures = [prompt, *pictures, whole]
+        arrays |= {"originals": originals, "given_rows": np.int32(rows)}
+    write_atomically(output, figures.image_grid(pictures))
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    write_atomically(output.with_suffix(".npz"), file.getvalue())
+    shown = "images" if mode == "unconditional" else f"given {rows} rows, completion, original"
+    table(
+        f"{run.workdir} at step {step}",
+        {"drawn": f"{len(tokens)} × {shown}", "picture": output, "tokens": output.with_suffix(".npz")},
+    )
+
+
+def draw_tokens(
+    run: Run, params: models.Params, prompt: np.ndarray, given: int, draw: sampling.Draw, seed: int
+) -> np.ndarray:
+    """Tokens int32 `[b, n]` whose first `given` are those of `prompt` `[b, n]`, the batch split over the mesh.
+
+    A row of pixels is drawn at a time by one compiled scan, so that progress can be shown.
+    """
+    count, positions = prompt.shape
+    shards = int(np.prod([run.mesh.shape[axis] for axis in sharding.BATCH_AXES]))
+    padded = np.concatenate([prompt, np.zeros((-count % shards, positions), prompt.dtype)])
+    split, everywhere = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
+    row = run.config.data.image_size
+    with jax.set_mesh(run.mesh):
+        shape = jax.eval_shape(lambda: sampling.start(run.model, len(padded)))
+        placement = jax.tree.map(lambda leaf: split if leaf.ndim else everywhere, shape)
+        state = jax.jit(lambda: sampling.start(run.model, len(padded)), out_shardings=placement)()
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(padded)))
+        padded, keys = jax.device_put((padded, keys), split)
+        sampler = sampling.make_sampler(run.model, row, draw)
+        drawn = []
+        with progress("rows of pixels", positions // row) as advance:
+            for _ in range(positions // row):
+                state, tokens = sampler(params, state, padded, given, keys)
+                drawn.append(np.asarray(jax.device_put(tokens, everywhere)))
+                advance(1)
+    return np.concatenate(drawn, axis=1)[:count]
+
+
+def _inputs(run: Run, path: str | None, num: int) -> np.ndarray:
+    """Images to complete, uint8 `[b, s, s, c]`, b ≤ num."""
+    data = run.config.data
+    if path is None:
+        source = run.source("test")
+        chosen = np.linspace(0, len(source) - 1, min(num, len(source)), dtype=int)
+        return np.stack([source[int(i)]["image"] for i in chosen])
+    images = folders.read_images(Path(path), limit=num, size=data.image_size, channels=data.channels)
+    # Files use all of a byte, the digits 17 values of it.
+    return np.rint(images * (run.info.max_value / 255)).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,32 @@
+"""What a model is trained for. A task turns (model, batch, key) into a loss and metrics; the trainer knows no more."""
+
+from crate_jax import InputError
+from crate_jax.training.config import Config
+from crate_jax.training.tasks import tokens
+from crate_jax.training.tasks.base import Apply, Batch, Task
+from crate_jax.training.tasks.classify import classify
+from crate_jax.training.tokenizer import Pixels
+
+TASKS = {
+    "classify": classify,
+    "autoregressive": tokens.autoregressive,
+    "bert": tokens.bert,
+    "joint": tokens.joint,
+}
+
+
+def make_task(config: Config, pixels: Pixels) -> Task:
+    """The task that `config.task` names.
+
+    Args:
+      config: the run.
+      pixels: what the values of the images mean.
+    Raises:
+      InputError: an unknown task, or one that the model cannot be trained for.
+    """
+    if config.task not in TASKS:
+        raise InputError(f"task: found {config.task!r}; accepted: {', '.join(TASKS)}")
+    return TASKS[config.task](config, pixels)
+
+
+__all__ = ["TASKS", "Apply", "Batch", "Task", "make_task"]

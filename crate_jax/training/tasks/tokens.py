@@ -1,0 +1,191 @@
+"""Next-pixel and masked-pixel prediction, and both at once with classification (Chen et al. 2020)."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from crate_jax import InputError, models
+from crate_jax.compression import baselines
+from crate_jax.training.config import Config
+from crate_jax.training.console import wide_table
+from crate_jax.training.metrics import write_atomically
+from crate_jax.training.tasks.base import Apply, Batch, Task
+from crate_jax.training.tasks.classify import class_scores, class_sums
+from crate_jax.training.tokenizer import Pixels, Tokenizer, make_tokenizer
+
+MASK_PROBABILITY = 0.15
+
+cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+
+
+def autoregressive(config: Config, pixels: Pixels) -> Task:
+    """L_AR = −1/n Σ_t log p(x_t | x_<t), in nats a token; `bits_per_pixel` is L_AR / ln 2, a pixel being one token."""
+    tokenizer = _tokenizer(config, pixels, causal=True, classes=False)
+
+    def nats(apply: Apply, batch: Batch, **options) -> jax.Array:
+        tokens = tokenizer.encode(batch["image"])
+        logits, _ = apply(tokens, **options)
+        return cross_entropy(logits, tokens).mean(axis=-1)
+
+    def loss(apply: Apply, batch: Batch, key: jax.Array):
+        return nats(apply, batch, train=True, key=key).mean(), {}
+
+    def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+        total = jnp.sum(batch["mask"] * nats(apply, batch))
+        return {"loss": total, "bits_per_pixel": total / math.log(2), "count": jnp.sum(batch["mask"])}
+
+    return Task(
+        lambda batch: tokenizer.encode(batch["image"]),
+        loss,
+        evaluate,
+        partial(_report_code_length, tokenizer, pixels, "eval/loss"),
+    )
+
+
+def bert(config: Config, pixels: Pixels) -> Task:
+    """L_BERT = −1/|M| Σ_{t∈M} log p(x_t | x_\\M), each pixel masked with probability 0.15, in nats a masked token.
+
+    Masked pixels go in as zero embeddings. In evaluation an example's mask is a function of its place in the split alone.
+    """
+    tokenizer = _tokenizer(config, pixels, causal=False, classes=False)
+
+    def nats(apply: Apply, tokens: jax.Array, masked: jax.Array, **options) -> jax.Array:
+        logits, _ = apply(jnp.where(masked, models.MASKED, tokens), **options)
+        weights = masked / jnp.maximum(jnp.sum(masked, axis=-1, keepdims=True), 1)
+        return jnp.sum(weights * cross_entropy(logits, tokens), axis=-1)
+
+    def loss(apply: Apply, batch: Batch, key: jax.Array):
+        tokens = tokenizer.encode(batch["image"])
+        mask_key, key = jax.random.split(key)
+        masked = jax.random.bernoulli(mask_key, MASK_PROBABILITY, tokens.shape)
+        return nats(apply, tokens, masked, train=True, key=key).mean(), {}
+
+    def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+        tokens = tokenizer.encode(batch["image"])
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
+        masked = jax.vmap(lambda key: jax.random.bernoulli(key, MASK_PROBABILITY, tokens.shape[1:]))(keys)
+        return {
+            "loss": jnp.sum(batch["mask"] * nats(apply, tokens, masked)),
+            "count": jnp.sum(batch["mask"]),
+        }
+
+    return Task(lambda batch: tokenizer.encode(batch["image"]), loss, evaluate)
+
+
+def joint(config: Config, pixels: Pixels) -> Task:
+    """L_GEN + L_CLF: next-pixel prediction plus classification from the mean of the last layer; for fine-tuning."""
+    tokenizer = _tokenizer(config, pixels, causal=True, classes=True)
+
+    def predict(apply: Apply, batch: Batch, **options):
+        tokens = tokenizer.encode(batch["image"])
+        (logits, class_logits), _ = apply(tokens, **options)
+        return cross_entropy(logits, tokens).mean(axis=-1), class_logits
+
+    def loss(apply: Apply, batch: Batch, key: jax.Array):
+        nats, class_logits = predict(apply, batch, train=True, key=key)
+        class_loss, metrics = class_scores(class_logits, batch["label"], config.label_smoothing)
+        generative = nats.mean()
+        metrics = {"generative_loss": generative, "class_loss": class_loss, **metrics}
+        return generative + class_loss, metrics
+
+    def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+        nats, class_logits = predict(apply, batch)
+        generative = jnp.sum(batch["mask"] * nats)
+        sums = class_sums(class_logits, batch["label"], batch["mask"])
+        return {
+            **sums,
+            "loss": generative + sums["loss"],
+            "class_loss": sums["loss"],
+            "generative_loss": generative,
+            "bits_per_pixel": generative / math.log(2),
+        }
+
+    return Task(
+        lambda batch: tokenizer.encode(batch["image"]),
+        loss,
+        evaluate,
+        partial(_report_code_length, tokenizer, pixels, "eval/generative_loss"),
+    )
+
+
+def _tokenizer(config: Config, pixels: Pixels, *, causal: bool, classes: bool) -> Tokenizer:
+    model = config.model
+    if not isinstance(model, models.TokenConfig):
+        raise InputError(
+            f"task: {config.task} predicts pixels, which model.family {model.family!r} does not; accepted: igpt, crate_gpt"
+        )
+    if model.causal != causal:
+        raise InputError(f"model.causal: found {model.causal}; accepted for task {config.task}: {causal}")
+    if bool(model.num_classes) != classes:
+        accepted = "the number of classes" if classes else "0 (no classification head)"
+        raise InputError(
+            f"model.num_classes: found {model.num_classes}; accepted for task {config.task}: {accepted}"
+        )
+    return make_tokenizer(pixels, model.vocab_size)
+
+
+def _report_code_length(
+    tokenizer: Tokenizer,
+    pixels: Pixels,
+    loss: str,
+    values: Mapping[str, float],
+    images: Iterable[np.ndarray],
+    folder: Path,
+) -> dict[str, str]:
+    """The test loss as a code length, next to those of ordinary coders on the same tokens.
+
+    Writes `code_length.json`. The model itself is not counted, nor is the palette.
+    """
+    images = np.stack(list(images))
+    encode = jax.jit(tokenizer.encode)
+    tokens = np.concatenate(
+        [np.asarray(encode(part)) for part in np.array_split(images, -(-len(images) // 256))]
+    )
+    seen = tokenizer.decode(tokens)
+    bits = {
+        "model": values[loss] * tokens.size / math.log(2),
+        "order-0 entropy": baselines.order0_bits(tokens),
+        "png, a file an image": baselines.png_bits(seen),
+        "png, one contact sheet": baselines.png_sheet_bits(seen),
+        "zlib -9": baselines.zlib_bits(tokens),
+        "lzma -9e": baselines.lzma_bits(tokens),
+    }
+    lengths = {
+        name: {
+            "nats_per_token": total * math.log(2) / tokens.size,
+            "bits_per_pixel": total / tokens.size,
+            "bytes": total / 8,
+        }
+        for name, total in bits.items()
+    }
+    wide_table(
+        f"code length of {len(tokens):,} test images of {tokens.shape[1]:,} tokens",
+        ["", "nats a token", "bits a pixel", "bytes", "model is shorter by"],
+        [
+            [
+                name,
+                f"{length['nats_per_token']:.4f}",
+                f"{length['bits_per_pixel']:.4f}",
+                f"{length['bytes']:,.0f}",
+                "" if name == "model" else f"{1 - bits['model'] / bits[name]:.1%}",
+            ]
+            for name, length in lengths.items()
+        ],
+    )
+    report = {"images": len(tokens), "tokens": tokens.size, "code_length": lengths}
+    rows = {"code length": str(folder / "code_length.json")}
+    if pixels.colours is not None:
+        mse = float(np.mean((images.astype(np.float64) - seen) ** 2))
+        report["palette"] = {"mse": mse, "psnr_db": 10 * math.log10(255**2 / mse) if mse else math.inf}
+        rows["palette"] = (
+            f"{len(pixels.colours)} colours, mean squared error {mse:.1f}, {report['palette']['psnr_db']:.2f} dB"
+        )
+    write_atomically(folder / "code_length.json", json.dumps(report, indent=1) + "\n")
+    return rows

@@ -1,0 +1,92 @@
+"""Drawing tokens: what restricts the distribution, and that prompts and seeds are respected."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crate_jax import InputError, models
+from crate_jax.models.sampling import Draw, make_sampler, start
+
+# Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 in another order.
+PROBABILITIES = np.array([0.125, 0.5, 0.0625, 0.25, 0.0625])
+LOGITS = jnp.log(jnp.asarray(PROBABILITIES)) + 3.0
+
+
+def kept(**options):
+    return np.flatnonzero(np.isfinite(Draw(**options).restrict(LOGITS))).tolist()
+
+
+def test_top_k_keeps_the_likeliest():
+    assert kept(top_k=1) == [1]
+    assert kept(top_k=3) == [0, 1, 3]
+    assert kept(top_k=5) == kept() == [0, 1, 2, 3, 4]
+
+
+def test_top_p_keeps_the_smallest_nucleus():
+    assert kept(top_p=0.01) == kept(top_p=0.49) == [1]
+    assert kept(top_p=0.51) == kept(top_p=0.74) == [1, 3]
+    assert kept(top_p=0.76) == [0, 1, 3]
+    assert kept(top_p=0.9) == [0, 1, 2, 3, 4]  # The two least likely tokens are equal: both or neither.
+    assert kept(top_p=1.0) == [0, 1, 2, 3, 4]
+    assert kept(top_k=2, top_p=0.6) == [1]  # 0.5 / 0.75 of what top_k leaves.
+
+
+def test_what_is_kept_keeps_its_proportions():
+    probabilities = jax.nn.softmax(Draw(top_k=2).restrict(LOGITS))
+    np.testing.assert_allclose(probabilities, [0, 2 / 3, 0, 1 / 3, 0], atol=1e-6)
+    sharpened = jax.nn.softmax(Draw(temperature=0.5).restrict(LOGITS))
+    np.testing.assert_allclose(sharpened, PROBABILITIES**2 / np.sum(PROBABILITIES**2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature: found 0.0; accepted: a number above 0"),
+        ({"top_k": 6}, "top_k: found 6; accepted: 1 to 5"),
+        ({"top_p": 1.5}, "top_p: found 1.5; accepted: a number above 0, at most 1"),
+    ],
+)
+def test_meaningless_numbers_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Draw(**options).check(5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = models.create(models.IGPTConfig(vocab_size=5, num_positions=12, dim=16, depth=2, heads=2))
+    params = model.init(jax.random.key(0))
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 5))
+    return model, params
+
+
+def draw_all(model, params, *, batch=4, given=0, seed=0, rows=3, draw=None):
+    prompt = jnp.tile(jnp.arange(12) % 5, (batch, 1))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch))
+    sampler, state, out = make_sampler(model, 12 // rows, draw or Draw()), start(model, batch), []
+    for _ in range(rows):
+        state, tokens = sampler(params, state, prompt, given, keys)
+        out.append(np.asarray(tokens))
+    return np.concatenate(out, axis=1)
+
+
+def test_the_seed_decides(model):
+    first = draw_all(*model)
+    np.testing.assert_array_equal(first, draw_all(*model))
+    assert (first != draw_all(*model, seed=1)).any()
+    assert len({tuple(row) for row in first}) > 1  # Images differ from one another.
+    # Neither the number of images nor that of calls matters.
+    np.testing.assert_array_equal(first[:2], draw_all(*model, batch=2))
+    np.testing.assert_array_equal(first, draw_all(*model, rows=1))
+
+
+def test_the_prompt_is_kept(model):
+    tokens = draw_all(*model, given=7)
+    np.testing.assert_array_equal(tokens[:, :7], np.tile(np.arange(7) % 5, (4, 1)))
+    assert (tokens[:, 7:] != np.arange(7, 12) % 5).any()
+
+
+def test_greedy_draws_follow_the_uncached_logits(model):
+    tokens = draw_all(*model, given=3, draw=Draw(top_k=1))
+    logits, _ = model[0].apply(model[1], jnp.asarray(tokens))
+    np.testing.assert_array_equal(tokens[:, 3:], np.asarray(logits.argmax(-1))[:, 3:])
