@@ -21,8 +21,6 @@ for argument in "$@"; do
       fi
       export JAX_PLATFORMS=cpu
       export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
-      # Collectives of forced devices deadlock when there are fewer threads than they need.
-      export PJRT_NPROC=$((4 * devices))
       ;;
     --dry-run) dry_run=true ;;
     *) arguments+=("$argument") ;;
@@ -32,7 +30,7 @@ done
 python="$(command -v python || command -v python3)"
 [ -x .venv/bin/python ] && python=.venv/bin/python
 if $dry_run; then
-  for name in JAX_PLATFORMS XLA_FLAGS PJRT_NPROC; do
+  for name in JAX_PLATFORMS XLA_FLAGS; do
     [ -n "${!name:-}" ] && printf '%s=%q ' "$name" "${!name}"
   done
   printf '%q ' "$python" -m crate_jax.train "${arguments[@]}"

@@ -19,10 +19,12 @@ Measurement = dict[str, dict[str, list[float]]]
 
 
 def make_reader(model: Model, task: Task, mesh: Mesh):
-    """`read(params, batch)` returns each of the model's readings as `[depth, batch]`, on every process."""
+    """`read(params, batch)` returns `(readings, mask)`: each of the model's readings as `[depth, batch]`, and which
+    examples count, on every process.
+    """
 
     def read(params, batch):
-        return model.apply(params, task.inputs(batch), trace=model.readings)[1]
+        return model.apply(params, task.inputs(batch), trace=model.readings)[1], batch["mask"]
 
     return jax.jit(read, out_shardings=replicated(mesh))
 
@@ -39,10 +41,8 @@ def measure(
     """
     parts: dict[str, list[np.ndarray]] = {}
     seen = 0
-    gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
     for batch in batches:
-        sharded = shard_batch(batch, mesh)
-        values, mask = jax.device_get((read(params, sharded), gather(sharded["mask"])))
+        values, mask = jax.device_get(read(params, shard_batch(batch, mesh)))
         for name, value in values.items():
             parts.setdefault(name, []).append(value[:, mask > 0])
         seen += int(mask.sum())

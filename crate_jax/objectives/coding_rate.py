@@ -42,7 +42,8 @@ def coding_rate(z, *, eps_sq, mask=None):
     Raises:
       ValueError: z of another rank or a non-floating dtype, eps_sq ≤ 0, a mask of another length.
 
-    Source: Yu et al., MCR² (arXiv 2006.08558), Section 2.1; CRATE (arXiv 2306.01129), Section 2.1.
+    Source: CRATE (arXiv 2306.01129), Section 2.3, Eq. 7; Yu et al., MCR² (arXiv 2006.08558) and its code
+    (ryanchankh/mcr2, `loss.py`).
 
     >>> import jax.numpy as jnp
     >>> round(float(coding_rate(jnp.eye(4), eps_sq=0.5)), 4)  # 4 directions: ½ · 4 log(1 + 1/0.5)
@@ -68,7 +69,7 @@ def subspace_coding_rate(z, bases, *, eps_sq, mask=None):
     Raises:
       ValueError: as for `coding_rate`, and bases that are not `[k, d, p]`.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.1 (R^c) and Section 3.1 (as measured per layer).
+    Source: CRATE (arXiv 2306.01129), Section 2.3, Eq. 8; measured per layer in its Figure 3.
 
     >>> import jax.numpy as jnp
     >>> z = jnp.eye(4)
@@ -128,7 +129,7 @@ def class_coding_rate(z, membership, *, eps_sq, mask=None):
       ValueError: as for `coding_rate`; a membership of another shape or dtype, or whose rows do not sum to
         one.
 
-    Source: MCR² (arXiv 2006.08558), Section 2.1.
+    Source: MCR² (arXiv 2006.08558) and its code (ryanchankh/mcr2, `loss.py`).
 
     >>> import jax.numpy as jnp
     >>> z, labels = jnp.eye(4), jnp.array([0, 0, 1, 1])
@@ -158,16 +159,19 @@ def released_coding_rate(projections, *, eps_sq=0.01):
 
     Args:
       projections: `[..., k, n, p]`, tokens projected on each head's subspace.
-      eps_sq: ε², at least 1e-5 p (released: 0.01, passed as `eps`); within it plain Cholesky is safe.
+      eps_sq: ε², at least 1e-5 p, where plain Cholesky cannot break down (released: 0.01, passed as `eps`).
 
     Returns:
       `[...]` fp32, nats, one value per sample, at most (k p/2) log(1 + 1/ε²). See `mean_and_std` for the
-      batch.
+      batch. Relative error about 1e-7 on spread tokens; at most 3e-4 was measured where the tokens of every
+      head coincide (n = 197, p = 64): there Σ_k `coding_rate` of the unit-norm tokens is right, but slow. A
+      zero token counts as zero (the released code divides by its norm and returns nan).
 
     Raises:
       ValueError: projections of another rank or dtype, eps_sq < 1e-5 p.
 
-    Source: Ma-Lab-Berkeley/CRATE, `vis_utils/coding_rate.py`; CRATE (arXiv 2306.01129), Section 3.1.
+    Source: Ma-Lab-Berkeley/CRATE, `vis_utils/coding_rate.py` (the formula) and `vis_utils/crate_hook.py`
+    (where it is taken); CRATE (arXiv 2306.01129), Figure 3.
 
     >>> import jax.numpy as jnp
     >>> round(float(released_coding_rate(jnp.eye(4)[None], eps_sq=0.01)), 3)
@@ -180,7 +184,7 @@ def released_coding_rate(projections, *, eps_sq=0.01):
             f"eps_sq: {eps_sq} was given; at least {1e-5 * p:.3g} (1e-5 times p = {p}) is accepted"
         )
     v = projections.astype(jnp.float32)
-    # Norms are floored at 1e-12 as released, inside the root so that a zero token has a finite gradient.
+    # Norms are floored at 1e-12, inside the root so that a zero token has a finite gradient.
     v = v * (1 / jnp.sqrt(jnp.maximum(jnp.sum(v * v, axis=-1, keepdims=True), 1e-24)))
     v = v if p <= n else jnp.swapaxes(v, -1, -2)
     delta, _, _ = cholesky_pivots(v, jnp.full((1,), p / (n * eps_sq), jnp.float32))

@@ -2,7 +2,8 @@
 step.
 
 Tokens are z = x + σw with x drawn from Σ_k π_k N(0, U_kU_kᵀ), U_k orthonormal, w standard normal, so that
-z ~ Σ_k π_k N(0, U_kU_kᵀ + σ²I). Everything below is exact for that model at every σ.
+z ~ Σ_k π_k N(0, U_kU_kᵀ + σ²I). Everything below is exact for that model at every σ. CRATE's Eq. 6 is the
+limit of small σ and equal π: softmax_k(‖U_kᵀz‖²/(2σ²)), and no factor 1/(1 + σ²) before the sum.
 """
 
 import jax
@@ -27,7 +28,8 @@ def subspace_posterior(z, bases, *, noise_std, weights=None):
     Raises:
       ValueError: shapes or dtypes that do not fit, noise_std ≤ 0, weights that do not sum to one.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.2 and its appendix on denoising.
+    Source: Learning Deep Representations of Data Distributions (book), section Compression via Denoising;
+    CRATE (arXiv 2306.01129), Section 2.2 and Appendix A.1 (approximated).
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
@@ -60,7 +62,8 @@ def mixture_denoise(z, bases, *, noise_std, weights=None):
     Returns:
       `[..., n, d]` fp32. As σ → 0 it projects on the best subspace.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.2 and its appendix on denoising (Tweedie's formula).
+    Source: Learning Deep Representations of Data Distributions (book), section Compression via Denoising;
+    CRATE (arXiv 2306.01129), Section 2.2, Eq. 6 (approximated).
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
@@ -81,7 +84,7 @@ def mixture_score(z, bases, *, noise_std, weights=None):
     Returns:
       `[..., n, d]` fp32.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.2 and its appendix on denoising.
+    Source: CRATE (arXiv 2306.01129), Section 2.2, Eq. 5 (Tweedie's formula) and Appendix A.1.
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)

@@ -22,7 +22,7 @@ def entropy(probabilities):
     Raises:
       ValueError: a non-floating dtype, no axis, negative entries, or a sum other than one.
 
-    Source: Shannon (1948), Section 6.
+    Source: Shannon, A Mathematical Theory of Communication (1948).
 
     >>> import jax.numpy as jnp
     >>> round(float(entropy(jnp.array([0.5, 0.25, 0.25]))), 4)
@@ -47,7 +47,7 @@ def cross_entropy(logits, labels):
     Raises:
       ValueError: logits of a non-floating dtype, labels of another shape or a non-integer dtype.
 
-    Source: Shannon (1948), Section 9; Delétang et al. (arXiv 2309.10668), Section 2 (loss as code length).
+    Source: Delétang et al. (arXiv 2309.10668), Introduction (loss as code length); Shannon (1948).
 
     >>> import jax.numpy as jnp
     >>> round(float(cross_entropy(jnp.zeros(8), jnp.array(3))), 4)  # log 8
@@ -76,7 +76,8 @@ def excess(code_length, floor):
     Raises:
       ValueError: shapes that do not broadcast (raised by JAX).
 
-    Source: Cover and Thomas, Elements of Information Theory, Section 5.4 (E[L] − H = D(p‖q)).
+    Source: Cover and Thomas, Elements of Information Theory, Section 5.4 (Bounds on the Optimal Code Length);
+    for code lengths −log q of a source p the excess is D(p‖q).
 
     >>> import jax.numpy as jnp
     >>> p, q = jnp.array([0.5, 0.5]), jnp.array([0.9, 0.1])
@@ -98,7 +99,7 @@ def nats_to_bits(nats):
     Raises:
       TypeError: something that is no number (raised by JAX).
 
-    Source: Shannon (1948), Section 1 (the choice of base).
+    Source: Shannon, A Mathematical Theory of Communication (1948).
 
     >>> round(float(nats_to_bits(2.0794415)), 4)
     3.0

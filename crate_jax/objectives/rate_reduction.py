@@ -1,11 +1,9 @@
 """Rate reduction: what grouping tokens saves, and the objectives built on it, each with its paper's sign and
 scale.
 
-| to maximise | to minimise |
-|---|---|
-| `rate_reduction`, `sparse_rate_reduction`, `sparse_rate_reduction_l1`, `variational_rate_reduction`, |
-`simdino_regularizer` | | `emp_ssl_total_coding_rate` | `token_statistics_coding_rate`, `class_coding_rate`,
-`subspace_coding_rate` |
+To be maximised: `rate_reduction`, `sparse_rate_reduction`, `sparse_rate_reduction_l1`,
+`variational_rate_reduction`, `emp_ssl_total_coding_rate`. To be minimised: `simdino_regularizer`,
+`token_statistics_coding_rate`, and the rates `class_coding_rate` and `subspace_coding_rate`.
 """
 
 import jax.numpy as jnp
@@ -24,7 +22,7 @@ def rate_reduction(z, membership, *, eps_sq, mask=None):
     Args:
       z: features `[..., n, d]`; MCR² takes them on the unit sphere, the caller normalises.
       membership: labels `[..., n]` or weights `[..., n, K]`, as for `class_coding_rate`.
-      eps_sq, mask: as for `coding_rate` (the paper trains with ε² = 0.5).
+      eps_sq, mask: as for `coding_rate` (the released training takes ε² = 0.5, under the name eps).
 
     Returns:
       `[...]` fp32, nats, ≥ 0 up to rounding of the two rates.
@@ -32,7 +30,7 @@ def rate_reduction(z, membership, *, eps_sq, mask=None):
     Raises:
       ValueError: as for `class_coding_rate`.
 
-    Source: MCR² (arXiv 2006.08558), Section 2.2.
+    Source: MCR² (arXiv 2006.08558) and its code (ryanchankh/mcr2, `loss.py`, which minimises −ΔR).
 
     >>> import jax.numpy as jnp
     >>> round(float(rate_reduction(jnp.eye(4), jnp.array([0, 0, 1, 1]), eps_sq=0.5)), 4)
@@ -59,7 +57,8 @@ def sparse_rate_reduction(z, bases, *, eps_sq, penalty, mask=None):
     Raises:
       ValueError: as for `subspace_coding_rate`.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.1. The regulariser of arXiv 2411.17182 is its negative.
+    Source: CRATE (arXiv 2306.01129), Section 2.1, Eq. 1. The measure ‖Z‖₀ + R^c − R of arXiv 2411.17182 is
+    its negative at λ = 1.
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
@@ -75,7 +74,8 @@ def sparse_rate_reduction_l1(z, bases, *, eps_sq, penalty, mask=None):
 
     Args, returns, raises: as for `sparse_rate_reduction` (λ in nats per unit of |z|).
 
-    Source: CRATE (arXiv 2306.01129), Section 2.4 (the relaxation of ‖Z‖₀ to ‖Z‖₁).
+    Source: Learning Deep Representations of Data Distributions (book), section Unrolled Optimization for
+    Sparse Rate Reduction; CRATE (arXiv 2306.01129), Appendix A.3, Eq. 77 (R − λ‖Z‖₁ with Z ≥ 0).
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
@@ -100,7 +100,8 @@ def variational_rate_reduction(z, membership, atoms, spectrum, *, eps_sq, penalt
 
     The sum of logarithms is an upper bound of R_c, hence the whole a lower bound of ΔR, wherever the
     residual is zero, and equal to it where Γ_j Diag(A_j)Γ_jᵀ is the eigendecomposition of ZᵀΠ_jZ: one
-    log-determinant instead of K + 1.
+    log-determinant instead of K + 1. Public code differs in two ways that agree where the residual is zero:
+    R of the fitted Σ_j ΓDiag(A_j)Γᵀ instead of Z, and a λ divided by K.
 
     Args:
       z: features `[n, d]` (unit norm in the paper); membership: weights `[n, K]`, rows summing to one.
@@ -113,7 +114,8 @@ def variational_rate_reduction(z, membership, atoms, spectrum, *, eps_sq, penalt
     Raises:
       ValueError: as for `class_coding_rate`; integer labels; atoms or spectrum that do not fit.
 
-    Source: Baek et al., V-MCR² (arXiv 2204.00077), Section 3.
+    Source: Baek et al., V-MCR² (arXiv 2204.00077); scale and sign from public code (kebaek/mcr2, `loss.py`,
+    and KeepLost/V-MCR2, `funcs/vmcr2.py`).
 
     >>> import jax.numpy as jnp
     >>> z, classes = jnp.eye(4), jnp.eye(2)[jnp.array([0, 0, 1, 1])]
@@ -150,8 +152,9 @@ def token_statistics_coding_rate(z, bases, membership, *, eps_sq):
     """Variational compression term of ToST, to be minimised: ½ Σ_k (n_k/n) Σ_i log(1 + d/(n_k ε²)
     (U_kᵀZᵀΠ_kZU_k)_ii).
 
-    Only second moments of projected tokens enter: linear in n and in p. With square orthogonal U_k it is an
-    upper bound of `class_coding_rate`, tight where U_k diagonalises ZᵀΠ_kZ.
+    Only second moments of projected tokens enter: linear in n and in p. With orthonormal columns in each U_k
+    that span the tokens of group k (any square orthogonal U_k does) it is an upper bound of
+    `class_coding_rate`, tight where U_k diagonalises ZᵀΠ_kZ. The scale is d/ε², not p/ε².
 
     Args:
       z: tokens `[..., n, d]`; bases: `[k, d, p]`; membership: weights `[..., n, k]` over the subspaces.
@@ -164,7 +167,9 @@ def token_statistics_coding_rate(z, bases, membership, *, eps_sq):
       ValueError: as for `class_coding_rate` and `subspace_coding_rate`; integer labels; another number of
         subspaces.
 
-    Source: Wu et al., ToST (arXiv 2412.17810), Section 3.1; its gradient step is the TSSA operator.
+    Source: Wu et al., ToST (arXiv 2412.17810), as in Learning Deep Representations of Data Distributions
+    (book), section Linear-Time Attention: Token Statistics Transformer; its gradient step is the TSSA
+    operator.
 
     >>> import jax.numpy as jnp
     >>> z, classes = jnp.eye(4), jnp.eye(2)[jnp.array([0, 0, 1, 1])]
@@ -190,11 +195,12 @@ def simdino_regularizer(z, *, eps_sq=0.05, gamma=1.0):
     """Coding-rate regulariser of SimDINO, to be added to a loss that is minimised: −γ ½ logdet(I + d/ε² Γ),
     Γ = ZᵀZ/n.
 
-    Γ is the uncentred second moment, as in the released code; subtract the mean from z for the covariance.
+    Γ is the uncentred second moment, as in the released code; subtract the mean from z for the covariance. The
+    loss takes the mean over the global views; the released one has γ = (d + n)/(d n).
 
     Args:
       z: features `[..., n, d]` of n samples (unit norm in the paper); one value per leading index (view).
-      eps_sq: ε² > 0 (released: 0.05, under the name eps). gamma: γ.
+      eps_sq: ε² > 0 (released: 0.05 in the commands and for SimDINOv2, under the name eps). gamma: γ.
 
     Returns:
       `[...]` fp32, nats times γ, ≤ 0 for γ ≥ 0.
@@ -202,7 +208,8 @@ def simdino_regularizer(z, *, eps_sq=0.05, gamma=1.0):
     Raises:
       ValueError: as for `coding_rate`.
 
-    Source: Wu et al., SimDINO (arXiv 2502.10385), Section 3.
+    Source: Wu et al., SimDINO (arXiv 2502.10385), as in Learning Deep Representations of Data Distributions
+    (book), section Simplified Contrastive Learning; RobinWu218/SimDINO, `simdinov2/loss/dino_clstoken_loss.py`.
 
     >>> import jax.numpy as jnp
     >>> round(float(simdino_regularizer(jnp.eye(4), eps_sq=0.5, gamma=0.5)), 4)
@@ -215,7 +222,7 @@ def emp_ssl_total_coding_rate(z, *, eps_sq=0.2):
     """Total coding rate of EMP-SSL, to be maximised: (1/v) Σ_i ½ logdet(I + d/(b ε²) Z_iᵀZ_i) over v patches
     of an image.
 
-    The released loss is its negative. It is neither the rate of all patches together nor their sum.
+    The released loss adds its negative. It is neither the rate of all patches together nor their sum.
 
     Args:
       z: features `[..., v, b, d]`: v patches of each of b images (unit norm in the paper).
@@ -227,7 +234,7 @@ def emp_ssl_total_coding_rate(z, *, eps_sq=0.2):
     Raises:
       ValueError: z of another rank or dtype, eps_sq ≤ 0.
 
-    Source: Tong et al., EMP-SSL (arXiv 2304.03977), Section 2.
+    Source: Tong et al., EMP-SSL (arXiv 2304.03977); tsb0601/EMP-SSL, `loss.py` and `main.py`.
 
     >>> import jax.numpy as jnp
     >>> round(float(emp_ssl_total_coding_rate(jnp.stack([jnp.eye(4), jnp.zeros((4, 4))]), eps_sq=0.5)), 4)

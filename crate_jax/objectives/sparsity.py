@@ -26,7 +26,7 @@ def nonzero_fraction(z, *, mask=None):
     Raises:
       ValueError: z of another rank or a non-floating dtype, a mask of another length.
 
-    Source: CRATE (arXiv 2306.01129), Section 3.1 (measured on the output of each ISTA block).
+    Source: CRATE (arXiv 2306.01129), Figure 3 (measured on the output of each ISTA block).
 
     >>> import jax.numpy as jnp
     >>> float(nonzero_fraction(jnp.array([[0.0, 1.0], [0.0, 0.0]])))
@@ -52,7 +52,7 @@ def l1_norm(z):
     Raises:
       ValueError: z of another rank or a non-floating dtype.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.4.
+    Source: CRATE (arXiv 2306.01129), Section 2.4, Eq. 15.
 
     >>> import jax.numpy as jnp
     >>> float(l1_norm(jnp.array([[1.0, -2.0]])))
@@ -74,7 +74,7 @@ def hoyer(z):
     Raises:
       ValueError: a non-floating dtype, fewer than two entries.
 
-    Source: Hoyer, Non-negative matrix factorization with sparseness constraints (JMLR 5, 2004), Section 3.1.
+    Source: Hoyer, Non-negative matrix factorization with sparseness constraints (JMLR 5, 2004).
 
     >>> import jax.numpy as jnp
     >>> [round(float(x), 3) for x in hoyer(jnp.array([[0.0, 3.0], [1.0, -1.0]]))]
@@ -105,8 +105,8 @@ def soft_threshold(z, threshold, *, nonnegative=False):
     Raises:
       ValueError: a non-floating dtype.
 
-    Source: Beck and Teboulle, FISTA (SIAM J. Imaging Sciences 2, 2009), Eq. 1.5; CRATE (arXiv 2306.01129),
-    Section 2.4.
+    Source: Beck and Teboulle, FISTA (SIAM J. Imaging Sciences 2, 2009); both forms in Learning Deep
+    Representations of Data Distributions (book), appendix on optimization.
 
     >>> import jax.numpy as jnp
     >>> [float(x) for x in soft_threshold(jnp.array([-2.0, 0.5, 2.0]), 1.0)]
@@ -130,6 +130,9 @@ def _codes(z, dictionary, target):
 def lasso(z, dictionary, target, *, penalty):
     """LASSO objective: ½‖X − Z Dᵀ‖_F² + λ‖Z‖₁ (½‖x − Da‖² + λ‖a‖₁ summed over tokens).
 
+    With the ½, `ista_step` (CRATE's Eq. 17) is its proximal gradient step; CRATE's Eqs. 15-16 print no ½, which
+    would double the step's gradient.
+
     Args:
       z: codes `[..., n, m]`; dictionary: D `[d, m]`; target: X `[..., n, d]`. penalty: λ ≥ 0.
 
@@ -139,7 +142,8 @@ def lasso(z, dictionary, target, *, penalty):
     Raises:
       ValueError: shapes that do not fit, non-floating dtypes.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.4; Tibshirani (1996).
+    Source: CRATE (arXiv 2306.01129), Section 2.4, Eqs. 15-16; with the ½ in Learning Deep Representations of
+    Data Distributions (book), section Unrolled Optimization for Sparse Rate Reduction.
 
     >>> import jax.numpy as jnp
     >>> float(lasso(jnp.ones((1, 2)), jnp.eye(2), jnp.zeros((1, 2)), penalty=0.5))
@@ -169,7 +173,7 @@ def ista_step(z, dictionary, *, step_size, penalty, target=None, nonnegative=Tru
     Raises:
       ValueError: shapes that do not fit, non-floating dtypes.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.4 and Algorithm 2; Beck and Teboulle (2009), Eq. 1.4.
+    Source: CRATE (arXiv 2306.01129), Section 2.4, Eq. 17, and Algorithm 3; Beck and Teboulle (2009).
 
     >>> import jax.numpy as jnp
     >>> z = jnp.array([[1.0, -1.0]])
@@ -232,7 +236,7 @@ def ista(target, dictionary, *, steps, step_size, penalty, nonnegative=True):
     Raises:
       ValueError: shapes that do not fit, non-floating dtypes, steps < 1.
 
-    Source: Beck and Teboulle (2009), Eq. 1.4; CRATE-α (arXiv 2405.20299), Section 3.2.
+    Source: Beck and Teboulle (2009); CRATE-α (arXiv 2405.20299) for two steps.
 
     >>> import jax.numpy as jnp
     >>> codes = ista(jnp.array([[1.0, 0.05]]), jnp.eye(2), steps=50, step_size=0.5, penalty=0.1)
@@ -250,7 +254,7 @@ def fista(target, dictionary, *, steps, step_size, penalty, nonnegative=True):
 
     Args, returns, raises: as for `ista`.
 
-    Source: Beck and Teboulle (2009), Eqs. 4.1-4.3 and Theorem 4.4.
+    Source: Beck and Teboulle (2009), FISTA with constant step size.
 
     >>> import jax.numpy as jnp
     >>> codes = fista(jnp.array([[1.0, 0.05]]), jnp.eye(2), steps=50, step_size=0.5, penalty=0.1)
@@ -284,7 +288,7 @@ def overcomplete_block(x, dictionary, decoder, *, step_size=0.1, penalty=0.1):
     Raises:
       ValueError: as for `ista`, a decoder of another shape.
 
-    Source: CRATE-α (arXiv 2405.20299), Section 3.2.
+    Source: CRATE-α (arXiv 2405.20299); UCSC-VLAA/CRATE-alpha, `models/crate.py` (OvercompleteISTABlock).
 
     >>> import jax.numpy as jnp
     >>> x, wide = jnp.array([[1.0, -1.0]]), jnp.concatenate([jnp.eye(2), -jnp.eye(2)], axis=1)

@@ -35,8 +35,8 @@ def mssa(z, bases, output=None, *, scale=None, causal=False, mask=None):
     Raises:
       ValueError: shapes that do not fit, non-floating dtypes.
 
-    Source: CRATE (arXiv 2306.01129), Eqs. 11-12 with W for U as in Eq. 115; Ma-Lab-Berkeley/CRATE
-    `model/crate.py`.
+    Source: CRATE (arXiv 2306.01129), Eqs. 11-12 with W for p/(n ε²)[U_1 … U_K] as in Eq. 115, and Algorithm 3;
+    Ma-Lab-Berkeley/CRATE `model/crate.py`.
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
@@ -101,7 +101,7 @@ def mssa_gradient_step(z, bases, *, step_size, eps_sq):
     Raises:
       ValueError: as for `subspace_coding_rate`.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.3 (the step that the attention operator approximates).
+    Source: CRATE (arXiv 2306.01129), Section 2.3, Eqs. 9-10 (the step that the attention approximates).
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
@@ -119,7 +119,7 @@ def mssa_taylor_step(z, bases, *, step_size, eps_sq):
 
     Args, returns, raises: as for `mssa_gradient_step`.
 
-    Source: CRATE (arXiv 2306.01129), Section 2.3 (first-order Taylor expansion of the inverse).
+    Source: CRATE (arXiv 2306.01129), Appendix A.2, Eqs. 67-69 (first order of the inverse's expansion).
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
@@ -140,7 +140,7 @@ def mssa_step(z, bases, *, step_size, eps_sq):
 
     Args, returns, raises: as for `mssa_gradient_step`.
 
-    Source: CRATE (arXiv 2306.01129), Eqs. 10-12.
+    Source: CRATE (arXiv 2306.01129), Section 2.3, Eqs. 10-12, and Appendix A.2.
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
@@ -167,7 +167,7 @@ def mssa_released_step(z, bases, output=None):
     Raises:
       ValueError: as for `mssa`.
 
-    Source: Ma-Lab-Berkeley/CRATE `model/crate.py`; CRATE (arXiv 2306.01129), Algorithm 1.
+    Source: Ma-Lab-Berkeley/CRATE `model/crate.py`; CRATE (arXiv 2306.01129), Eq. 18 and Algorithms 2-3.
 
     >>> import jax.numpy as jnp
     >>> bases = jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)
@@ -199,7 +199,7 @@ def step_agreement(z, moved, reference):
     Raises:
       ValueError: shapes that differ, non-floating dtypes.
 
-    Source: the comparison asked by arXiv 2411.17182, Section 3.
+    Source: ours, to measure what arXiv 2411.17182 reports (ascent on R^c by MSSA with its skip).
 
     >>> import jax.numpy as jnp
     >>> z, bases = jnp.eye(4), jnp.eye(4).reshape(4, 2, 2).swapaxes(0, 1)

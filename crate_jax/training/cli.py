@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -22,6 +23,10 @@ EXAMPLE = """  python -m crate_jax.train --config=configs/base.py --workdir=runs
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command: one line on stderr and exit 2 for bad input, 1 for a run that failed."""
+    forced = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if forced and int(forced[1]) > 1:
+        # Collectives of forced host devices deadlock when there are fewer threads than they need.
+        os.environ.setdefault("PJRT_NPROC", str(4 * int(forced[1])))
     try:
         main(sys.argv)
     except (InputError, flags.Error) as error:

@@ -61,6 +61,32 @@ def test_variational_rate_reduction_bounds_and_is_tight():
     np.testing.assert_allclose(zero - one, residual / 2, rtol=1e-4)
 
 
+def test_variational_forms_term_by_term():
+    """Scales in float64: d (not p) over n_j ε² inside, n_j/2n outside, λ/2 before the residual."""
+    soft = RNG.dirichlet(np.ones(3), 12)
+    z, counts = Z.astype(np.float64), soft.sum(0)
+    narrow = BASES[:, :, :2].astype(np.float64)
+    expected = sum(
+        counts[j] / 24 * np.log1p(6 / (counts[j] * 0.5) * (soft[:, j] @ (z @ narrow[j]) ** 2)).sum()
+        for j in range(3)
+    )
+    soft32 = soft.astype(np.float32)
+    ours = objectives.token_statistics_coding_rate(Z, BASES[:, :, :2], soft32, eps_sq=0.5)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+    atoms, spectrum = RNG.normal(size=(6, 4)), np.abs(RNG.normal(size=(4, 3)))
+    unit = atoms / np.linalg.norm(atoms, axis=0)
+    expected = oracles.coding_rate(z, 0.5)
+    for j in range(3):
+        residual = (z.T * soft[:, j]) @ z - unit * spectrum[:, j] @ unit.T
+        expected -= counts[j] / 24 * np.log1p(6 / (counts[j] * 0.5) * spectrum[:, j]).sum()
+        expected -= 0.3 / 2 * (residual**2).sum()
+    ours = objectives.variational_rate_reduction(
+        Z, soft32, atoms.astype(np.float32), spectrum.astype(np.float32), eps_sq=0.5, penalty=0.3
+    )
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+
+
 def test_token_statistics_bound_class_rates():
     soft = RNG.dirichlet(np.ones(3), 12).astype(np.float32)
     exact = oracles.class_coding_rate(Z, soft, 0.5)

@@ -1,0 +1,85 @@
+"""Studies: what several runs say together, and the command that makes them."""
+
+import dataclasses
+import json
+import runpy
+
+import pytest
+from conftest import ROOT, TINY, load_config
+
+from crate_jax import InputError, models, report
+from crate_jax.analysis import scaling
+from crate_jax.train import train
+
+SHRUNK = {key: value for key, value in TINY.items() if not key.startswith("model.")}
+SHRUNK |= {"model.dim": 16, "model.depth": 2, "model.heads": 2, "total_steps": 10, "eval_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One run of a study with a stand-in for its probe."""
+    workdir = tmp_path_factory.mktemp("study") / "one"
+    values = train(load_config(SHRUNK, "configs/igpt.py"), workdir)
+    probes = {
+        "step-10": {"accuracy": [0.5, 0.75]},
+        "untrained": {"accuracy": [0.25, 0.125]},
+        "pixels": {"accuracy": [0.625]},
+    }
+    (workdir / "report" / "probe.json").write_text(json.dumps({"probes": probes}))
+    return workdir, values
+
+
+def test_summary_of_a_run(trained):
+    workdir, values = trained
+    assert scaling.is_trained(workdir)
+    assert scaling.is_probed(workdir)
+    row = scaling.summarise(workdir, "one")
+    assert (row.probe, row.best_layer, row.untrained, row.pixels) == (0.75, 2, 0.25, 0.625)
+    assert row.test_loss == values["eval/loss"]
+    assert row.epochs == pytest.approx(10 * 32 / 1437)
+    assert [epochs for epochs, _ in row.curve["train"]] == pytest.approx([5 * 32 / 1437, 10 * 32 / 1437])
+
+
+def test_pictures_and_figures_are_written(trained, tmp_path):
+    row = scaling.summarise(trained[0], "one")
+    rows = [
+        dataclasses.replace(row, epochs=epochs, num_params=size) for epochs in (2, 6) for size in (100, 1000)
+    ]
+    picture = scaling.write(rows, tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [entry["num_params"] for entry in json.loads((tmp_path / "scaling.json").read_text())] == [
+        100,
+        1000,
+    ] * 2
+
+
+def test_a_run_without_its_end_is_not_trained(tmp_path):
+    assert not scaling.is_trained(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "train/loss": 1.0}\n')
+    assert not scaling.is_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "accepted: python -m crate_jax.report"),
+        (["--config=configs/igpt.py:scaling", "--workdir=x", "--wordir=y"], "--wordir=y: accepted"),
+        (["--config=configs/none.py:scaling", "--workdir=x"], "no file configs/none.py"),
+        (["--config=configs/igpt.py:scalling", "--workdir=x"], "no study 'scalling'; accepted: scaling"),
+        (["--config=configs/base.py:scaling", "--workdir=x"], "no study 'scaling'; accepted: none there"),
+    ],
+)
+def test_mistakes(flags, message):
+    with pytest.raises(InputError, match=message):
+        report.main(["report", *flags])
+
+
+STUDIES = runpy.run_path(str(ROOT / "configs" / "igpt.py"))["STUDIES"]
+
+
+@pytest.mark.parametrize(
+    "variant", [f"{study}/{name}" for study, members in STUDIES.items() for name in members]
+)
+def test_every_member_of_a_study_builds(variant):
+    config = load_config({}, "configs/igpt.py", variant)
+    assert models.create(config.model).num_params > 0
