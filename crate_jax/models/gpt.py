@@ -17,12 +17,12 @@ from flax import nnx
 from crate_jax import InputError
 from crate_jax.models.crate import CRATEBlock
 from crate_jax.models.layers import (
+    RMSNorm,
     attend_cached,
     cache_token,
     causal_attention,
     layer_norm,
     resolve_dtype,
-    rms_norm,
 )
 from crate_jax.models.model import Images
 from crate_jax.models.stack import Stack, Trace
@@ -151,10 +151,10 @@ class IGPTBlock(nnx.Module):
         dim, heads = config.dim, (config.heads, config.head_dim)
         options = {"use_bias": config.use_bias, "dtype": dtype, "rngs": rngs}
         self.causal = causal
-        self.attention_norm = rms_norm(dim, dtype=dtype, rngs=rngs)
+        self.attention_norm = RMSNorm(dim, dtype=dtype, rngs=rngs)
         self.qkv = Dense((dim,), (3, *heads), stddev=dim**-0.5, **options)
         self.attention_output = Dense(heads, (dim,), stddev=(dim * config.depth) ** -0.5, **options)
-        self.mlp_norm = rms_norm(dim, dtype=dtype, rngs=rngs)
+        self.mlp_norm = RMSNorm(dim, dtype=dtype, rngs=rngs)
         self.mlp_in = Dense((dim,), (4 * dim,), stddev=0.02, **options)
         self.mlp_out = Dense((4 * dim,), (dim,), stddev=0.02, **options)
 
@@ -252,7 +252,7 @@ class IGPT(_TokenModel):
             raise InputError(
                 f"model.heads: found {config.heads}, which does not divide model.dim {config.dim}"
             )
-        super().__init__(config, rngs, make_block=IGPTBlock, make_norm=rms_norm)
+        super().__init__(config, rngs, make_block=IGPTBlock, make_norm=RMSNorm)
 
     @staticmethod
     def init_cache(config: IGPTConfig, batch_size: int) -> tuple:

@@ -1,11 +1,13 @@
 """iGPT and CRATE-GPT: sizes, parity with Hugging Face's port, causality, the cache."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from crate_jax import InputError, models, weights
 from crate_jax.models import layers
@@ -90,12 +92,36 @@ def test_a_token_changes_later_logits_only(case):
         assert (changed[t + 1 :] > 0).all()
 
 
-def test_blocks_of_causal_attention_change_nothing():
-    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 10, 4, 8))
-    expected = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-    for block in (3, 5, 256):
-        actual = layers.causal_attention(query, key, value, block=block)
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("block", [3, 5, 256])
+def test_causal_attention_agrees_with_jax(block):
+    inputs = tuple(jax.random.normal(jax.random.key(0), (3, 2, 10, 4, 8)))
+    wanted = jax.random.normal(jax.random.key(1), inputs[0].shape)
+
+    def value(attend):
+        loss = lambda *inputs: jnp.sum(wanted * attend(*inputs))  # noqa: E731
+        return [attend(*inputs), *jax.grad(loss, argnums=(0, 1, 2))(*inputs)]
+
+    ours = value(partial(layers.causal_attention, block=block))
+    theirs = value(partial(jax.nn.dot_product_attention, is_causal=True))
+    for actual, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rms_norm_agrees_with_flax():
+    x, wanted = jax.random.normal(jax.random.key(0), (2, 3, 5, 24))
+    ours, theirs = (
+        kind(24, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        for kind in (layers.RMSNorm, partial(nnx.RMSNorm, epsilon=1e-5))
+    )
+    gain = nnx.Param(jax.random.normal(jax.random.key(1), (24,)))
+
+    def value(norm, x, gain):
+        graphdef, _ = nnx.split(norm)
+        apply = lambda x, gain: nnx.merge(graphdef, {"scale": gain})(x)  # noqa: E731
+        return [apply(x, gain), *jax.grad(lambda *a: jnp.sum(wanted * apply(*a)), (0, 1))(x, gain)]
+
+    for actual, expected in zip(value(ours, x, gain[...]), value(theirs, x, gain[...]), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bert_sees_everything_but_masked_tokens():
