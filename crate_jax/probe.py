@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -41,7 +42,8 @@ def main(argv: list[str]) -> None:
 def open_released(argv: list[str], values: flags.FlagValues) -> tuple[Run, models.Params]:
     """The released checkpoint of `--checkpoint=FILE --family=… --heads=… --workdir=… --config.data.name=…`.
 
-    The workdir may be a new folder. Images are normalised as `--config.data.mean` and `--config.data.std` say.
+    The workdir may be a new folder. Images are normalised as `--config.data.mean` and `--config.data.std` say; those of a
+    model of colour tokens become tokens by the palette of its makers, `--config.data.palette=FILE`.
 
     Raises:
       InputError: a flag is missing, or the checkpoint is not of the family (see `weights.load`).
@@ -52,8 +54,15 @@ def open_released(argv: list[str], values: flags.FlagValues) -> tuple[Run, model
             f"--checkpoint needs --family ({', '.join(weights.FAMILIES)}) and --heads (their number) beside it"
         )
     model, params = weights.load(file, family, heads=heads)
-    data = DataConfig(image_size=model.image_size, channels=model.channels)
-    config, path, overrides = cli.parse_workdir(argv, values, Config(model=model, data=data))
+    if isinstance(model, models.TokenConfig):
+        default = Config(
+            model=model,
+            task="autoregressive" if model.causal else "bert",
+            data=DataConfig(image_size=math.isqrt(model.num_positions)),
+        )
+    else:
+        default = Config(model=model, data=DataConfig(image_size=model.image_size, channels=model.channels))
+    config, path, overrides = cli.parse_workdir(argv, values, default)
     if "data.name" not in overrides:
         raise InputError("--checkpoint needs the data beside it, such as --config.data.name=folder:PATH")
     run = open_data(config, path)

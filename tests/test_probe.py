@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import TINY, load_config
+from conftest import ROOT, TINY, load_config
 
 from crate_jax import InputError, probe, weights
 from crate_jax.analysis import features, linear_probe
@@ -13,6 +13,9 @@ from crate_jax.data import sources
 from crate_jax.train import train
 from crate_jax.training import cli
 from crate_jax.training.restore import open_run
+
+
+FIXTURES = ROOT / "tests" / "fixtures"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,6 +69,34 @@ def test_a_released_checkpoint_on_data_of_other_classes(workdir, folder, tmp_pat
     (released,) = (tmp_path / "out" / "features").glob("released-test-*/features-*.npy")
     np.testing.assert_allclose(np.load(released), trained.read(), rtol=1e-4, atol=1e-5)
     assert set(trained.labels) == {0, 1}
+
+
+def test_a_released_colour_model_with_its_palette(tmp_path):
+    with np.load(FIXTURES / "imagegpt_hf.npz") as file:
+        released = {n.removeprefix("param/"): file[n] for n in file.files if n.startswith("param/")}
+    np.savez(tmp_path / "released.npz", **released)
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "palette.npy", rng.uniform(-1, 1, (16, 3)).astype(np.float32))
+    images, labels = rng.integers(0, 256, (60, 4, 4, 3), np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    probe.main(
+        [
+            "probe",
+            f"--workdir={tmp_path / 'run'}",
+            f"--checkpoint={tmp_path / 'released.npz'}",
+            "--family=igpt_hf",
+            "--heads=4",
+            f"--config.data.name=npz:{tmp_path / 'data.npz'}",
+            f"--config.data.palette={tmp_path / 'palette.npy'}",
+            "--config.batch_size=16",
+        ]
+    )
+    probes = json.loads((tmp_path / "run" / "report" / "probe.json").read_text())["probes"]
+    assert {name: len(values["accuracy"]) for name, values in probes.items()} == {
+        "released": 2,
+        "untrained": 2,
+        "pixels": 1,
+    }
 
 
 def test_the_untrained_network_needs_no_checkpoint(workdir, tmp_path):
