@@ -14,7 +14,6 @@ from crate_jax.train import train
 from crate_jax.training import cli
 from crate_jax.training.restore import open_run
 
-
 FIXTURES = ROOT / "tests" / "fixtures"
 
 
