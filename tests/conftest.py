@@ -10,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+# Before any test starts a backend: on two cores XLA's CPU pool is too small for batched factorisations that run at once.
+os.environ.setdefault("PJRT_NPROC", "4")
+
 # The digits configuration, shrunk: one small layer pair, a few dozen steps.
 TINY = {
     "model.dim": 16,
@@ -36,8 +39,7 @@ def environment(devices: int = 1) -> dict[str, str]:
     """CPU only, with forced host devices; PJRT needs threads for all of them or their collectives deadlock."""
     out = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     out["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    if devices > 1:
-        out["PJRT_NPROC"] = str(4 * devices)
+    out["PJRT_NPROC"] = str(4 * devices)
     return out
 
 

@@ -23,10 +23,7 @@ EXAMPLE = """  python -m crate_jax.train --config=configs/base.py --workdir=runs
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command: one line on stderr and exit 2 for bad input, 1 for a run that failed."""
-    forced = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    if forced and int(forced[1]) > 1:
-        # Collectives of forced host devices deadlock when there are fewer threads than they need.
-        os.environ.setdefault("PJRT_NPROC", str(4 * int(forced[1])))
+    _give_cpu_enough_threads()
     try:
         main(sys.argv)
     except (InputError, flags.Error) as error:
@@ -47,6 +44,16 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         _fail("interrupted", 130)
     sys.stdout.flush()
     sys.exit(0)
+
+
+def _give_cpu_enough_threads() -> None:
+    """Raise the number of threads of XLA's CPU pool where work waits inside it for other work: with too few threads both
+    collectives of forced host devices and batched factorisations that run at once deadlock (jaxlib 0.10.2).
+    """
+    forced = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    needed = 4 * int(forced[1]) if forced else 4
+    if needed > (os.cpu_count() or 1):
+        os.environ.setdefault("PJRT_NPROC", str(needed))
 
 
 def _fail(message: str, code: int) -> NoReturn:
