@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
             [
                 row.name,
                 f"{row.num_params:,}",
-                f"{row.epochs:g}",
+                f"{row.epochs:.3g}",
                 f"{row.train_loss:.4f}",
                 f"{row.test_loss:.4f}",
                 f"{row.bits_per_pixel:.4f}",

@@ -152,14 +152,13 @@ def test_positions_and_image_size_must_agree(digits, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["crate", "bert", "crate_bert"])
 def test_variants_learn(tmp_path, variant):
-    values = train(load_config({"total_epochs": 2.0}, "configs/igpt.py", variant), tmp_path)
-    assert values["eval/loss"] < 2.0
+    values = train(load_config({"total_epochs": 3.0}, "configs/igpt.py", variant), tmp_path)
+    assert values["eval/loss"] < 2.0  # The order-0 entropy is 2.063.
 
 
 @pytest.mark.slow
-def test_the_default_configuration_beats_every_coder(tmp_path):
-    train(load_config({}, "configs/igpt.py"), tmp_path)
+def test_a_quarter_of_the_default_run_beats_every_coder(tmp_path):
+    train(load_config({"total_epochs": 5.0}, "configs/igpt.py"), tmp_path)
     lengths = json.loads((tmp_path / "report" / "code_length.json").read_text())["code_length"]
     model = lengths.pop("model")["nats_per_token"]
-    assert model < 1.35
-    assert all(model < 0.75 * other["nats_per_token"] for other in lengths.values())
+    assert all(model < 0.85 * other["nats_per_token"] for other in lengths.values())

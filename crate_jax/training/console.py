@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -9,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+# A file or a pipe has no width of its own; rich would take 80 columns and cut the tables.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 def table(title: str, rows: Mapping[str, object]) -> None:
