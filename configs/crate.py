@@ -11,6 +11,8 @@ Variants:
             batch 2048, 150 epochs, 5 of warm-up, label smoothing 0.1. Published top-1: 66.7, 69.2, 70.8, 71.3.
             The authors report about 240 s an epoch for base on 16 A100-40GB. Data: folder:PATH with
             train/nXXXXXXXX/* and val/nXXXXXXXX/*.
+            Not run here. One difference: the paper crops at random sizes; these crop the centre square, reduced to 224 px,
+            at random after padding it by 28 px.
 """
 
 from functools import partial

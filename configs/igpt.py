@@ -17,7 +17,7 @@ Variants (--config=configs/igpt.py:VARIANT):
                           --config.init_from=WORKDIR, of imagenet32_l by default; with --config.data.labels_per_class=N it
                           sees N labels of each class
 
-Study: three sizes, each trained for 2, 6 and 20 epochs, probed, and drawn together (about ten minutes on 2 CPU cores):
+Study: three sizes, each trained for 2, 6 and 20 epochs, probed, and drawn together (27 minutes on 2 busy CPU cores):
 
     python -m crate_jax.report --config=configs/igpt.py:scaling --workdir=runs/scaling
 
