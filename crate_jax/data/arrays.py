@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from crate_jax import InputError
-from crate_jax.data import transforms
 from crate_jax.data.dataset import SPLITS, DatasetInfo, Source, held_out_fifth
 
 
@@ -22,15 +21,12 @@ class _Arrays:
 
     images: np.ndarray
     labels: np.ndarray
-    size: int
-    channels: int
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = transforms.fit(self.images[index], size=self.size, channels=self.channels)
-        return {"image": image, "label": self.labels[index]}
+        return {"image": self.images[index], "label": self.labels[index]}
 
 
 class Digits:
@@ -40,7 +36,8 @@ class Digits:
         digits = load_digits()
         self._images = digits.images.astype(np.uint8)[..., None]
         self._labels = digits.target.astype(np.int32)
-        self._splits = held_out_fifth(self._labels, "digits")
+        self._chosen = held_out_fifth(self._labels, "digits")
+        self.splits = {split: len(chosen) for split, chosen in self._chosen.items()}
 
     def info(self, name: str) -> DatasetInfo:
         return DatasetInfo(
@@ -50,12 +47,12 @@ class Digits:
             num_classes=10,
             class_names=tuple("0123456789"),
             max_value=16,
-            num_examples={split: len(chosen) for split, chosen in self._splits.items()},
+            num_examples=self.splits,
         )
 
-    def load(self, split: str, size: int, channels: int) -> Source:
-        chosen = self._splits[split]
-        return _Arrays(self._images[chosen], self._labels[chosen], size, channels)
+    def load(self, split: str) -> Source:
+        chosen = self._chosen[split]
+        return _Arrays(self._images[chosen], self._labels[chosen])
 
 
 class Npz:
@@ -89,6 +86,7 @@ class Npz:
             names["test"] = names["train"]
         self._images = {split: (names[split][0], chosen[split]) for split in SPLITS}
         self._numbers = {split: numbers[split].astype(np.int32) for split in SPLITS}
+        self.splits = {split: len(self._numbers[split]) for split in SPLITS}
 
     @contextlib.contextmanager
     def _archive(self) -> Iterator[np.lib.npyio.NpzFile]:
@@ -138,12 +136,12 @@ class Npz:
             num_classes=len(self._classes),
             class_names=tuple(str(value) for value in self._classes),
             max_value=255,
-            num_examples={split: len(self._numbers[split]) for split in SPLITS},
+            num_examples=self.splits,
         )
 
-    def load(self, split: str, size: int, channels: int) -> Source:
+    def load(self, split: str) -> Source:
         name, chosen = self._images[split]
         with self._archive() as archive:
             images = archive[name][chosen]
         images = images if images.ndim == 4 else images[..., None]
-        return _Arrays(images, self._numbers[split], size, channels)
+        return _Arrays(images, self._numbers[split])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import transforms
-from crate_jax.data.dataset import SPLITS, DatasetInfo, Source, held_out_fifth, natural_shape
+from crate_jax.data.dataset import SPLITS, DatasetInfo, Source, held_out_fifth, natural, natural_shape
 
 _LAYOUT = "accepted: train/CLASS/* with test/CLASS/* (or val/CLASS/*), or CLASS/* alone"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class Folder:
@@ -29,15 +28,15 @@ class Folder:
             if _directories(path / "train", excluded):
                 train = _class_folders(path / "train", excluded)
                 test = _class_folders(self._test_directory(path, excluded), excluded)
-                self._classes = sorted(train, key=_natural)
-                if unknown := sorted(test.keys() - train.keys(), key=_natural):
+                self._classes = sorted(train, key=natural)
+                if unknown := sorted(test.keys() - train.keys(), key=natural):
                     raise InputError(
                         f"folder {path}: classes in the test split but not in train: {', '.join(unknown[:5])}"
                     )
                 self._splits = {"train": self._labelled(train), "test": self._labelled(test)}
             else:
                 images = _class_folders(path, excluded)
-                self._classes = sorted(images, key=_natural)
+                self._classes = sorted(images, key=natural)
                 self._splits = {"train": self._labelled(images)}
         except OSError as error:
             raise InputError(f"folder {error.filename} cannot be read ({error.strerror})") from error
@@ -52,6 +51,7 @@ class Folder:
                 self._splits[split] = [paths[i] for i in chosen], labels[chosen]
         elif not self._splits["test"][0]:
             raise InputError(f"folder {path} holds no test images; {_LAYOUT}")
+        self.splits = {split: len(self._splits[split][0]) for split in SPLITS}
 
     @staticmethod
     def _test_directory(path: Path, excluded: str | None) -> Path:
@@ -68,7 +68,7 @@ class Folder:
 
     def info(self, name: str) -> DatasetInfo:
         paths, _ = self._splits["train"]
-        size, channels = natural_shape(len(paths), lambda i: _read_image(paths[i]))
+        size, channels = natural_shape(len(paths), lambda i: transforms.decode(*_read(paths[i])))
         return DatasetInfo(
             name=name,
             image_size=size,
@@ -76,11 +76,11 @@ class Folder:
             num_classes=len(self._classes),
             class_names=tuple(self._classes),
             max_value=255,
-            num_examples={split: len(self._splits[split][0]) for split in SPLITS},
+            num_examples=self.splits,
         )
 
-    def load(self, split: str, size: int, channels: int) -> Source:
-        return _Files(*self._splits[split], size, channels)
+    def load(self, split: str) -> Source:
+        return _Files(*self._splits[split])
 
 
 def _directories(path: Path, excluded: str | None) -> list[os.DirEntry]:
@@ -100,7 +100,7 @@ def _class_folders(path: Path, excluded: str | None) -> dict[str, list[str]]:
             files = [
                 entry.path
                 for entry in entries
-                if entry.name.lower().endswith(_IMAGE_SUFFIXES)
+                if entry.name.lower().endswith(IMAGE_SUFFIXES)
                 and not entry.name.startswith(".")
                 and entry.is_file()
             ]
@@ -109,36 +109,26 @@ def _class_folders(path: Path, excluded: str | None) -> dict[str, list[str]]:
     return images
 
 
-def _natural(text: str) -> tuple[list[str | int], str]:
-    """Sorting key under which class 10 follows class 9."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)], text
-
-
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """A source over image files, decoded when asked for."""
+    """A source over image files."""
 
     paths: list[str]
     labels: np.ndarray
-    size: int
-    channels: int
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = _read_image(self.paths[index], self.channels)
-        image = transforms.fit(image, size=self.size, channels=self.channels)
-        return {"image": image, "label": self.labels[index]}
+        return {"image": _read(self.paths[index]), "label": self.labels[index]}
 
 
-def _read_image(path: str, channels: int | None = None) -> np.ndarray:
+def _read(path: str) -> transforms.Encoded:
     try:
         with open(path, "rb", buffering=0) as file:
-            data = file.read()
+            return transforms.Encoded(file.read(), path)
     except OSError as error:
         raise InputError(f"{path}: unreadable image ({error.strerror})") from error
-    return transforms.decode(data, channels=channels, where=path)
 
 
 def read_images(path: Path, *, limit: int, size: int, channels: int) -> np.ndarray:
@@ -151,8 +141,7 @@ def read_images(path: Path, *, limit: int, size: int, channels: int) -> np.ndarr
         raise InputError(f"no file or folder {path}; accepted: an image, or a folder of images")
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)[:limit]
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)[:limit]
         if not files:
-            raise InputError(f"folder {path} holds no images; accepted: {', '.join(_IMAGE_SUFFIXES)}")
-    decoded = (_read_image(str(file), channels) for file in files)
-    return np.stack([transforms.fit(image, size=size, channels=channels) for image in decoded])
+            raise InputError(f"folder {path} holds no images; accepted: {', '.join(IMAGE_SUFFIXES)}")
+    return np.stack([transforms.fit(_read(str(file)), size=size, channels=channels) for file in files])

@@ -4,29 +4,49 @@ A training batch is a pure function of (seed, step), so the step in a checkpoint
 of the data. Global batch ``step`` holds positions ``step·B … step·B + B − 1`` of one stream, reshuffled every
 epoch, and process p of P reads the p-th of P equal contiguous parts: any number of processes sees the same
 examples with the same augmentation.
+
+Threads fill a batch together, so that no more than a few batches are in memory at any number of threads. Decoding and
+resizing leave Python, which is why threads are enough (see docs/data.md for where that ends).
 """
 
-import contextlib
-import functools
+import collections
+import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data.sources import Source
+from crate_jax.data.transforms import Image
 
 Batch = dict[str, np.ndarray]
-Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Augmentation = Callable[[Image, np.random.Generator], np.ndarray]
+
+# Rows that a thread fills before it looks for other work: enough to hide the hand-over, few enough to share a batch.
+_ROWS = 16
+
+
+class _Plan(Protocol):
+    """Which examples a batch holds."""
+
+    local_batch: int
+
+    def examples(self, step: int, rows: range) -> Iterator[dict[str, Any]]:
+        """The examples of some rows of this process's part of batch ``step``."""
+        ...
 
 
 class Batches:
     """The training batches of one process; made by `train`."""
 
-    def __init__(self, dataset: grain.MapDataset, read_options: grain.ReadOptions):
-        self._dataset = dataset
-        self._read_options = read_options
+    def __init__(self, plan: _Plan, num_threads: int | None, prefetch: int):
+        self._plan, self._num_threads, self._prefetch = plan, num_threads, prefetch
 
     def batch(self, step: int) -> Batch:
         """This process's part of global batch ``step`` (from 0).
@@ -38,7 +58,7 @@ class Batches:
         Raises:
             InputError: an image of the batch is unreadable.
         """
-        return self._dataset[step]
+        return next(_stream(self._plan, [step], 0, 1))
 
     def iterate(self, start_step: int) -> Iterator[Batch]:
         """Yields batch(start_step), batch(start_step + 1), … without end, prepared ahead by threads.
@@ -48,23 +68,22 @@ class Batches:
         Raises:
             InputError: an image of the next batch is unreadable.
         """
-        return _prefetched(self._dataset[start_step:], self._read_options)
+        return _stream(self._plan, itertools.count(start_step), self._num_threads, self._prefetch)
 
 
 class Evaluation:
     """The evaluation batches of one process, as often as they are iterated; made by `evaluation`."""
 
-    def __init__(self, dataset: grain.MapDataset, read_options: grain.ReadOptions):
-        self._dataset = dataset
-        self._read_options = read_options
+    def __init__(self, plan: _Plan, num_batches: int):
+        self._plan, self._num_batches = plan, num_batches
 
     def __len__(self) -> int:
         """The number of batches, the same on every process."""
-        return len(self._dataset)
+        return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the batches in order; as `Batches.batch`, with "mask" float32 [b] (1 real, 0 padding)."""
-        return _prefetched(self._dataset, self._read_options)
+        return _stream(self._plan, range(self._num_batches), None, 2)
 
 
 def train(
@@ -76,7 +95,7 @@ def train(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
-    prefetch: int | None = None,
+    prefetch: int = 2,
 ) -> Batches:
     """The endless, reshuffled batches of a source.
 
@@ -88,9 +107,9 @@ def train(
             depends on (seed, position in the stream), so an example is augmented anew each epoch.
         process_index: which part of each global batch is this process's.
         process_count: number of equal parts.
-        num_threads: threads that prepare batches ahead; None takes one a core, 16 at most, and 0
-            prepares each batch when it is asked for.
-        prefetch: batches kept ready; None keeps two more than there are threads.
+        num_threads: threads that prepare batches ahead; None takes one a core, and 0 prepares each batch when it is
+            asked for.
+        prefetch: batches kept ready or in the making.
 
     Raises:
         InputError: an empty source, a negative seed or a batch size that the processes cannot share equally.
@@ -98,16 +117,12 @@ def train(
     local_batch = _local_batch(source, batch_size, process_count)
     if seed < 0:
         raise InputError(f"seed is {seed}; accepted: 0 or more")
-    # Explicit seeds: those Grain would derive depend on a transformation's depth in the pipeline.
     shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-    dataset = (
-        grain.MapDataset.range(len(source))
-        .shuffle(seed=shuffle_seed)
-        .repeat()
-        .random_map(functools.partial(_train_example, source, augment), seed=augment_seed)
-        .batch(local_batch, drop_remainder=True)
+    order = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
+    plan = _Training(
+        source, augment, order, augment_seed, batch_size, process_index * local_batch, local_batch
     )
-    return Batches(dataset[process_index::process_count], _read_options(num_threads, prefetch))
+    return Batches(plan, num_threads, prefetch)
 
 
 def evaluation(
@@ -127,32 +142,115 @@ def evaluation(
         InputError: an empty source or a batch size that the processes cannot share equally.
     """
     local_batch = _local_batch(source, batch_size, process_count)
-    num_batches = -(-len(source) // batch_size)
-    dataset = (
-        grain.MapDataset.range(num_batches * batch_size)
-        .map(functools.partial(_evaluation_example, source))
-        .batch(local_batch)
-    )
-    return Evaluation(dataset[process_index::process_count], _read_options(None, None))
+    plan = _Once(source, batch_size, process_index * local_batch, local_batch)
+    return Evaluation(plan, -(-len(source) // batch_size))
 
 
-def _train_example(
-    source: Source, augment: Augmentation | None, index: int, rng: np.random.Generator
-) -> Batch:
-    example = source[index]
-    image = example["image"] if augment is None else augment(example["image"], rng)
-    return {"image": image, "label": example["label"], "index": np.int64(index)}
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """Rows ``first_row …`` of the global batches of an endless, reshuffled stream."""
+
+    source: Source
+    augment: Augmentation | None
+    order: grain.MapDataset
+    seed: int
+    batch_size: int
+    first_row: int
+    local_batch: int
+
+    def examples(self, step: int, rows: range) -> Iterator[dict[str, Any]]:
+        # Philox counts: a position of the stream is a place 2^64 numbers from the next, reached in a microsecond, where a
+        # new generator for each example would take ten.
+        bits = np.random.Philox(key=self.seed)
+        rng, state = np.random.Generator(bits), bits.state
+        for row in rows:
+            position = step * self.batch_size + self.first_row + row
+            index = int(self.order[position])
+            example = self.source[index]
+            if self.augment is not None:
+                state["state"]["counter"][1] = position
+                bits.state = state
+                example = {**example, "image": self.augment(example["image"], rng)}
+            yield {**example, "index": np.int64(index)}
 
 
-def _evaluation_example(source: Source, position: int) -> Batch:
-    real = position < len(source)
-    example = source[position if real else 0]
-    return {**example, "index": np.int64(position if real else -1), "mask": np.float32(real)}
+@dataclasses.dataclass(frozen=True)
+class _Once:
+    """Rows ``first_row …`` of the global batches of one pass, in order, padded at the end."""
+
+    source: Source
+    batch_size: int
+    first_row: int
+    local_batch: int
+
+    def examples(self, step: int, rows: range) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            position = step * self.batch_size + self.first_row + row
+            real = position < len(self.source)
+            example = self.source[position if real else 0]
+            yield {**example, "index": np.int64(position if real else -1), "mask": np.float32(real)}
 
 
-def _prefetched(dataset: grain.MapDataset, read_options: grain.ReadOptions) -> Iterator[Batch]:
-    with contextlib.closing(iter(dataset.to_iter_dataset(read_options))) as batches:
-        yield from batches
+class _Filling:
+    """A batch in the making; threads put rows into it."""
+
+    def __init__(self, size: int):
+        self.arrays: Batch = {}
+        self._size, self._lock = size, threading.Lock()
+
+    def fill(self, plan: _Plan, step: int, rows: range) -> None:
+        for row, example in zip(rows, plan.examples(step, rows), strict=True):
+            if not self.arrays:
+                self._allocate(example)
+            for name, value in example.items():
+                self.arrays[name][row] = value
+
+    def _allocate(self, example: dict[str, Any]) -> None:
+        """Shapes and types are known when the first example is."""
+        with self._lock:
+            if not self.arrays:
+                values = {name: np.asarray(value) for name, value in example.items()}
+                self.arrays = {
+                    name: np.empty((self._size, *value.shape), value.dtype) for name, value in values.items()
+                }
+
+
+def _stream(plan: _Plan, steps: Iterable[int], num_threads: int | None, prefetch: int) -> Iterator[Batch]:
+    """The batches of ``steps``, in order."""
+    size, steps = plan.local_batch, iter(steps)
+    if num_threads is None:
+        num_threads = usable_cores()
+    if not num_threads:
+        for step in steps:
+            batch = _Filling(size)
+            batch.fill(plan, step, range(size))
+            yield batch.arrays
+        return
+    rows = min(_ROWS, -(-size // num_threads))
+    parts = [range(start, min(start + rows, size)) for start in range(0, size, rows)]
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="data")
+    pending: collections.deque = collections.deque()
+
+    def top_up() -> None:
+        for step in itertools.islice(steps, max(1, prefetch) - len(pending)):
+            batch = _Filling(size)
+            pending.append((batch, [pool.submit(batch.fill, plan, step, part) for part in parts]))
+
+    try:
+        top_up()
+        while pending:
+            batch, tasks = pending.popleft()
+            for task in tasks:
+                task.result()
+            top_up()
+            yield batch.arrays
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _local_batch(source: Source, batch_size: int, process_count: int) -> int:
@@ -163,11 +261,3 @@ def _local_batch(source: Source, batch_size: int, process_count: int) -> int:
             f"batch size is {batch_size}; accepted: a positive multiple of {process_count} processes"
         )
     return batch_size // process_count
-
-
-def _read_options(num_threads: int | None, prefetch: int | None) -> grain.ReadOptions:
-    if num_threads is None:
-        num_threads = min(16, os.cpu_count() or 1)
-    # A thread prepares a whole batch at a time, so fewer buffered batches than threads would leave some idle.
-    buffered = num_threads + 2 if prefetch is None else prefetch
-    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffered)

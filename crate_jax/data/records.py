@@ -1,15 +1,16 @@
-"""TensorFlow datasets, read without TensorFlow."""
+"""Records in the form of TensorFlow datasets, read without TensorFlow."""
 
 import dataclasses
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import transforms
-from crate_jax.data.dataset import DatasetInfo, Source, natural_shape
+from crate_jax.data.dataset import TEST_SPLITS, DatasetInfo, Source, natural_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,45 +19,37 @@ class _Records:
 
     records: Sequence[dict[str, Any]]
     name: str
-    size: int
-    channels: int
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
-        image = transforms.decode(
-            record["image"], channels=self.channels, where=f"tfds:{self.name}, example {index}"
-        )
-        image = transforms.fit(image, size=self.size, channels=self.channels)
-        return {"image": image, "label": np.int32(record["label"])}
+        where = f"{self.name}, example {index}"
+        if "file_name" in record:
+            where += f", {record['file_name'].decode()}"
+        return {"image": transforms.Encoded(record["image"], where), "label": np.int32(record["label"])}
 
 
-class Tfds:
-    def __init__(self, name: str, data_dir: str | None):
-        import tensorflow_datasets as tfds  # seconds to import, and only this kind needs it
+class _Labelled:
+    """Prepared records with the features image and label."""
 
-        self._name = name
-        self._features = next(iter(_open(name, data_dir).values())).dataset_info.features
-        if not _is_labelled_image(self._features):
-            raise InputError(
-                f"tfds:{name} has the features {', '.join(self._features)}; accepted: image, label"
-            )
-        # `transforms.decode` converts while it decodes, and knows the damaged and the exotic.
-        splits = _open(name, data_dir, decoders={"image": tfds.decode.SkipDecoding()})
+    def __init__(self, name: str, features: Any, splits: dict[str, Sequence[dict[str, Any]]]):
+        self._name, self._features = name, features
+        if not _is_labelled_image(features):
+            raise InputError(f"{name} has the features {', '.join(features)}; accepted: image, label")
         # Some test splits (ImageNet's) come without labels, which are then −1.
-        labelled = [s for s in ("test", "validation") if splits.get(s) and splits[s][0]["label"] >= 0]
-        if not splits.get("train") or not labelled:
+        self._splits = {
+            split: records for split, records in splits.items() if records and records[0]["label"] >= 0
+        }
+        if "train" not in self._splits or not self._splits.keys() & set(TEST_SPLITS):
             accepted = "accepted: train, and test or validation with labels"
-            raise InputError(f"tfds:{name} has the splits {', '.join(splits)}; {accepted}")
-        self._splits = {"train": splits["train"], "test": splits[labelled[0]]}
+            raise InputError(f"{name} has the splits {', '.join(splits)}; {accepted}")
+        self.splits = {split: len(records) for split, records in self._splits.items()}
 
     def info(self, name: str) -> DatasetInfo:
-        records = self._splits["train"]
-        size, channels = natural_shape(
-            len(records), lambda i: transforms.decode(records[i]["image"], where=f"{name}, example {i}")
-        )
+        source = self.load("train")
+        size, channels = natural_shape(len(source), lambda i: transforms.decode(*source[i]["image"]))
         return DatasetInfo(
             name=name,
             image_size=size,
@@ -64,11 +57,46 @@ class Tfds:
             num_classes=self._features["label"].num_classes,
             class_names=tuple(self._features["label"].names),
             max_value=255,
-            num_examples={split: len(records) for split, records in self._splits.items()},
+            num_examples=self.splits,
         )
 
-    def load(self, split: str, size: int, channels: int) -> Source:
-        return _Records(self._splits[split], self._name, size, channels)
+    def load(self, split: str) -> Source:
+        return _Records(self._splits[split], self._name)
+
+
+class Tfds(_Labelled):
+    """A TensorFlow dataset by its name, downloaded and prepared where that needs no TensorFlow."""
+
+    def __init__(self, name: str, data_dir: str | None):
+        features = next(iter(_open(name, data_dir).values())).dataset_info.features
+        super().__init__(f"tfds:{name}", features, _open(name, data_dir, decoders=_undecoded()))
+
+
+class ArrayRecord(_Labelled):
+    """A folder of array_record files in the form of TensorFlow datasets."""
+
+    def __init__(self, path: Path):
+        import tensorflow_datasets as tfds  # seconds to import, and only this kind needs it
+
+        accepted = "accepted: what python -m crate_jax.prepare or TensorFlow datasets wrote as array_record"
+        if not (path / "dataset_info.json").is_file():
+            half = "is not finished: start its preparation again" if (path / "prepare.json").is_file() else ""
+            raise InputError(f"folder {path} {half or 'holds no dataset_info.json'}; {accepted}")
+        try:
+            builder = tfds.builder_from_directory(path)
+            splits = builder.as_data_source(decoders=_undecoded())
+        # Whatever the libraries raise over damaged files or another format.
+        except Exception as error:
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+            raise InputError(f"folder {path} cannot be read ({reason}); {accepted}") from error
+        super().__init__(f"array_record:{path}", builder.info.features, splits)
+
+
+def _undecoded() -> dict[str, Any]:
+    """Images as they are stored: `transforms.decode` converts while it decodes, and knows the damaged and the exotic."""
+    import tensorflow_datasets as tfds
+
+    return {"image": tfds.decode.SkipDecoding()}
 
 
 def _open(name: str, data_dir: str | None, **options) -> dict[str, Sequence[dict[str, Any]]]:

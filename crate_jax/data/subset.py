@@ -1,24 +1,9 @@
 """A few labelled examples of each class."""
 
-import dataclasses
-from typing import Any
-
 import numpy as np
 
 from crate_jax import InputError
-from crate_jax.data.dataset import Source
-
-
-@dataclasses.dataclass(frozen=True)
-class _Subset:
-    source: Source
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[int(self.indices[index])]
+from crate_jax.data.dataset import Part, Source
 
 
 def per_class(source: Source, count: int, *, num_classes: int, seed: int) -> Source:
@@ -44,7 +29,7 @@ def per_class(source: Source, count: int, *, num_classes: int, seed: int) -> Sou
             missing[label] -= 1
             chosen.append(i)
             if not missing.any():
-                return _Subset(source, np.sort(chosen))
+                return Part(source, np.sort(chosen))
     fewest = count - int(missing.max())
     raise InputError(
         f"data.labels_per_class: found {count}; accepted: at most {fewest}, the size of the smallest class"

@@ -1,28 +1,57 @@
 """Functions on one image: decoding, conversion to the wanted shape, and random augmentation.
 
-An image is a uint8 array [height, width, channels] with channels 1 (grey) or 3 (RGB). Whatever is random is
-given its ``np.random.Generator``, so the caller decides what the result depends on.
+An image is a uint8 array [height, width, channels] with channels 1 (grey) or 3 (RGB), or a file's content not yet
+decoded, so that a crop decodes no more than it needs. Whatever is random is given its ``np.random.Generator``, so the
+caller decides what the result depends on.
 """
 
 import dataclasses
+import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image as pillow
 
 from crate_jax import InputError
+from crate_jax.data import policies
 
 # The pipeline's own threads already occupy the cores; OpenCV's would only compete with them.
 cv2.setNumThreads(0)
 
 
-def decode(data: bytes, *, channels: int | None = None, where: str) -> np.ndarray:
+class Encoded(NamedTuple):
+    """The content of an image file, and its name for error messages."""
+
+    data: bytes
+    where: str
+
+
+Image = np.ndarray | Encoded
+
+# (channels, reduction) → OpenCV's flag; a JPEG is reduced while it is decoded, in half the time.
+_FLAGS = {
+    (1, 1): cv2.IMREAD_GRAYSCALE,
+    (1, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    (1, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    (3, 1): cv2.IMREAD_COLOR,
+    (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
+    (3, 4): cv2.IMREAD_REDUCED_COLOR_4,
+    (3, 8): cv2.IMREAD_REDUCED_COLOR_8,
+    (None, 1): cv2.IMREAD_ANYCOLOR,
+}
+
+
+def decode(data: bytes, where: str, *, channels: int | None = None, reduction: int = 1) -> np.ndarray:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF or PNM file to 8 bits a channel.
 
     Args:
         data: the content of the file.
+        where: the name of the file, for the error message.
         channels: 1 converts to grey and 3 to RGB (CMYK is converted, transparency dropped, 16 bits scaled to
             8, the orientation in EXIF applied); None keeps a grey file grey and makes everything else RGB.
-        where: the name of the file, for the error message.
+        reduction: 1, 2, 4 or 8: height and width are divided by it, rounding up.
 
     Returns:
         The image, uint8 [height, width, channels].
@@ -30,9 +59,8 @@ def decode(data: bytes, *, channels: int | None = None, where: str) -> np.ndarra
     Raises:
         InputError: the file cannot be decoded.
     """
-    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR, None: cv2.IMREAD_ANYCOLOR}[channels]
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[channels, reduction])
     except cv2.error:  # an empty file, or sizes beyond OpenCV's limit; most other damage gives None
         image = None
     if image is None:
@@ -42,31 +70,133 @@ def decode(data: bytes, *, channels: int | None = None, where: str) -> np.ndarra
     return image[..., None] if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def fit(image: np.ndarray, *, size: int, channels: int) -> np.ndarray:
-    """The centre square of an image, resized to ``size`` and converted to ``channels``.
+def encode(image: np.ndarray) -> bytes:
+    """An image, uint8 [height, width, 1 or 3], as a PNG file, which loses nothing."""
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def fit(image: Image, *, size: int, channels: int, resize: int | None = None) -> np.ndarray:
+    """The centre of an image, of one size and number of channels.
 
     Args:
-        image: uint8 [height, width, 1 or 3].
+        image: uint8 [height, width, 1 or 3], or encoded.
         size: height and width of the result.
         channels: 1 or 3.
+        resize: the short side to which the image is resized before ``size`` pixels are cut from its centre, with the
+            filter of torchvision's Resize (Pillow's bilinear): 256 for 224 is the papers' evaluation on ImageNet. None
+            resizes the largest centre square to ``size``.
 
     Returns:
         uint8 [size, size, channels]; the image itself where nothing has to change.
+
+    Raises:
+        InputError: the image cannot be decoded, or ``resize`` is less than ``size``.
     """
-    if image.shape == (size, size, channels):
+    image = _array(image, channels)
+    if image.shape == (size, size, channels) and resize is None:
         return image
-    height, width, found = image.shape
-    if channels < found:
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    height, width, _ = image.shape
     short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
+    if resize is not None:
+        if resize < size:
+            raise InputError(f"data.eval_resize: found {resize}; accepted: {size} (the image size) or more")
+        height, width = (int(resize * side / short) for side in (height, width))
+        image = np.asarray(
+            pillow.fromarray(image.squeeze(-1) if channels == 1 else image).resize(
+                (width, height), pillow.Resampling.BILINEAR
+            )
+        )
+        short = size
+    # Python rounds halves to even, as torchvision's CenterCrop does.
+    top, left = round((height - short) / 2), round((width - short) / 2)
     image = image[top : top + short, left : left + short]
     if short != size:
         # Averaging over areas keeps a reduced image free of aliasing; it has no meaning for an enlarged one.
         interpolation = cv2.INTER_AREA if size < short else cv2.INTER_LINEAR
         image = cv2.resize(image, (size, size), interpolation=interpolation)
-    image = image.reshape(size, size, -1)  # OpenCV drops a single channel
-    return np.repeat(image, 3, axis=-1) if channels > image.shape[-1] else image
+    return image.reshape(size, size, channels)  # OpenCV and Pillow drop a single channel
+
+
+def inception_crop(
+    image: Image,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    channels: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A random part of an image, resized: the Inception crop (Szegedy et al. 2014), torchvision's RandomResizedCrop.
+
+    The part's share of the area is uniform in ``scale``, the logarithm of its width over its height in ``ratio``; after ten
+    draws that do not fit, the largest centre part with an aspect ratio in the range. A JPEG is decoded at the smallest of
+    1, 1/2, 1/4, 1/8 of its size at which the part still has ``size`` pixels.
+
+    Args:
+        image: uint8 [height, width, 1 or 3], or encoded.
+        rng: two to forty numbers are drawn.
+        size: height and width of the result.
+        channels: 1 or 3.
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest width over height.
+
+    Returns:
+        uint8 [size, size, channels].
+    """
+    shape = _jpeg_shape(image.data) if isinstance(image, Encoded) else None
+    if shape is None:
+        image = _array(image, channels)
+        shape = image.shape[:2]
+    top, left, height, width = _crop_box(rng, *shape, scale, ratio)
+    if isinstance(image, Encoded):
+        reduction = next((r for r in (8, 4, 2) if min(height, width) >= r * size), 1)
+        image = decode(*image, channels=channels, reduction=reduction)
+        top, left = top // reduction, left // reduction
+        height, width = round(height / reduction), round(width / reduction)
+    part = image[top : top + height, left : left + width]
+    # What is left to reduce is less than 2 in one direction: averaging over areas would cost as much as decoding.
+    return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, channels)
+
+
+def _crop_box(rng, height: int, width: int, scale, ratio) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of an Inception crop."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(low + (high - low) * rng.random())
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _array(image: Image, channels: int) -> np.ndarray:
+    """The decoded image with the wanted number of channels."""
+    if isinstance(image, Encoded):
+        return decode(*image, channels=channels)
+    if channels < image.shape[2]:
+        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    return np.repeat(image, 3, axis=-1) if channels > image.shape[2] else image
+
+
+def _jpeg_shape(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG from its header; None for other files and where EXIF may turn the image."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+        if marker == 0xE1 and data[place + 4 : place + 8] == b"Exif":
+            return None
+        # Start of frame; 0xC4, 0xC8 and 0xCC are tables and an extension.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(data[place + i : place + i + 2]) for i in (5, 7))
+            return (height, width) if height and width else None
+        place += 2 + length
+    return None
 
 
 def random_shift(image: np.ndarray, rng: np.random.Generator, max_shift: float) -> np.ndarray:
@@ -85,7 +215,7 @@ def random_crop(image: np.ndarray, rng: np.random.Generator, padding: int) -> np
     """Pads an image with ``padding`` zeros on each side and crops its size at random (CIFAR's recipe)."""
     height, width, channels = image.shape
     padded = cv2.copyMakeBorder(image, padding, padding, padding, padding, cv2.BORDER_CONSTANT)
-    top, left = rng.integers(2 * padding + 1, size=2)
+    top, left = (int(rng.random() * (2 * padding + 1)) for _ in range(2))
     return padded.reshape(height + 2 * padding, width + 2 * padding, channels)[
         top : top + height, left : left + width
     ]
@@ -93,34 +223,79 @@ def random_crop(image: np.ndarray, rng: np.random.Generator, padding: int) -> np
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirrors an image left to right with probability 1/2."""
-    return image[:, ::-1] if rng.integers(2) else image
+    return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """The augmentation of one training example; the default does nothing.
+    """The augmentation of one training example; the default does nothing. In the order in which they are done:
 
     Attributes:
         shift: largest shift in pixels, may be a fraction, see `random_shift`.
         flip: mirror half of the examples.
         crop_padding: pixels added on each side before a random crop, see `random_crop`.
+        size: height and width; None leaves the image as it is.
+        channels: 1 or 3; None leaves the image as it is.
+        resize: see `fit`, which gives the image its size unless ``crop_scale`` does.
+        crop_scale: the `inception_crop`'s smallest and largest share of the area; empty is off.
+        randaugment: operations and magnitude, see `policies.randaugment`; empty is off.
+        trivial_augment: see `policies.trivial_augment`.
+        three_augment: see `policies.three_augment`.
+        color_jitter: strength, see `policies.color_jitter`.
     """
 
     shift: float = 0.0
     flip: bool = False
     crop_padding: int = 0
+    size: int | None = None
+    channels: int | None = None
+    resize: int | None = None
+    crop_scale: tuple[float, ...] = ()
+    randaugment: tuple[int, ...] = ()
+    trivial_augment: bool = False
+    three_augment: bool = False
+    color_jitter: float = 0.0
 
     def __post_init__(self):
         for name in ("shift", "crop_padding"):
             if getattr(self, name) < 0:
                 raise InputError(f"augmentation: {name} is {getattr(self, name)}; accepted: 0 or more pixels")
+        if self.crop_scale and (
+            len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1
+        ):
+            raise InputError(
+                f"augmentation: crop_scale is {self.crop_scale}; accepted: two shares of the area, 0 < a <= b <= 1"
+            )
+        if self.randaugment and (len(self.randaugment) != 2 or not 0 <= self.randaugment[1] <= 30):
+            raise InputError(
+                f"augmentation: randaugment is {self.randaugment}; accepted: operations, magnitude (0 to 30)"
+            )
+        if not 0 <= self.color_jitter <= 1:
+            raise InputError(f"augmentation: color_jitter is {self.color_jitter}; accepted: 0 to 1")
+        colour = [name for name in ("trivial_augment", "three_augment") if getattr(self, name)]
+        colour += [name for name in ("randaugment", "color_jitter") if getattr(self, name)]
+        if colour and self.channels == 1:
+            raise InputError(f"augmentation: {colour[0]} needs colour images; found 1 channel")
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Augments an image, uint8 [height, width, channels]; the shape stays."""
+    def __call__(self, image: Image, rng: np.random.Generator) -> np.ndarray:
+        """Augments an image, uint8 [height, width, channels] or encoded."""
+        if self.crop_scale:
+            scale = self.crop_scale
+            image = inception_crop(image, rng, size=self.size, channels=self.channels, scale=scale)
+        elif self.size is not None:
+            image = fit(image, size=self.size, channels=self.channels, resize=self.resize)
         if self.shift:
             image = random_shift(image, rng, self.shift)
         if self.crop_padding:
             image = random_crop(image, rng, self.crop_padding)
         if self.flip:
             image = random_flip(image, rng)
+        if self.randaugment:
+            image = policies.randaugment(image, rng, *self.randaugment)
+        if self.trivial_augment:
+            image = policies.trivial_augment(image, rng)
+        if self.three_augment:
+            image = policies.three_augment(image, rng)
+        if self.color_jitter:
+            image = policies.color_jitter(image, rng, self.color_jitter)
         return image

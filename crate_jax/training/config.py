@@ -65,18 +65,33 @@ def percent(value: float) -> Duration:
 class DataConfig:
     """What is trained on. None for `image_size` and `channels` means those of the data."""
 
-    name: str = "digits"  # digits | tfds:NAME | folder:PATH | npz:PATH
+    name: str = "digits"  # digits | tfds:NAME | folder, array_record, tar, parquet or npz:PATH (docs/data.md)
     data_dir: str | None = None  # Where tfds keeps prepared datasets.
+    train_split: str = "train"  # As in TFDS: "train[:90%]", "train+validation".
+    test_split: str = "test"
     image_size: int | None = None
     channels: int | None = None
     mean: tuple[float, ...] = (0.5,)  # Of pixel values scaled to [0, 1]; one number or one a channel.
     std: tuple[float, ...] = (0.5,)
-    shift: float = 0.0  # Augmentation: random translation by up to so many pixels,
+    eval_resize: int | None = (
+        None  # Short side before the centre is cut out; None: the largest centre square.
+    )
+    # Augmentation of training images, see `transforms.Augment`: in the pipeline,
+    crop_scale: tuple[float, ...] = ()  # Inception crop with a share of the area in (smallest, largest),
+    shift: float = 0.0  # random translation by up to so many pixels,
     flip: bool = False  # random horizontal flip,
-    crop_padding: int = 0  # random crop after padding by so many pixels.
+    crop_padding: int = 0  # random crop after padding by so many pixels,
+    randaugment: tuple[int, ...] = ()  # RandAugment (operations, magnitude of 0 to 30),
+    trivial_augment: bool = False  # TrivialAugment,
+    three_augment: bool = False  # grey, solarised or blurred,
+    color_jitter: float = 0.0  # brightness, contrast and colour by up to such a share;
+    mixup: float = 0.0  # and on the device, see `training.augment`: mixup's α,
+    cutmix: float = 0.0  # CutMix's α,
+    erase: float = 0.0  # probability of random erasing.
     labels_per_class: int | None = None  # Train on so many examples of each class, drawn by the seed.
     palette: str | None = None  # A .npy of colours for token models; None: k-means over the training images.
     threads: int | None = None  # That prepare batches ahead of the step; None: one a core.
+    benchmark: bool = False  # Measure the input pipeline alone and beside training steps, then stop.
 
 
 @dataclasses.dataclass(frozen=True)

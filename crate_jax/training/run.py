@@ -32,20 +32,30 @@ class Run:
     colours: np.ndarray | None = None  # The palette of a model of colour tokens.
     labels: np.ndarray | None = None  # The model's label for each class of the data; None: they are the same.
 
-    def source(self, split: str) -> sources.Source:
-        """The examples of a split, in the size and channels that the model takes and with the model's labels."""
-        source = _load(self.config, self.workdir, self.info, split)
+    def source(self, use: str, *, fitted: bool = True) -> sources.Source:
+        """The examples to "train" or "test" on, with the model's labels, as images that the model takes or as stored."""
+        source = _load(self.config, self.workdir, self.info, use, fitted=fitted)
         return source if self.labels is None else _Relabelled(source, self.labels)
 
     def train_batches(self) -> pipeline.Batches:
         """Training batches, a pure function of (seed, step)."""
-        config = self.config
+        config, data = self.config, self.config.data
         return pipeline.train(
-            self.source("train"),
+            self.source("train", fitted=False),
             batch_size=config.batch_size,
             seed=config.seed,
             augment=Augment(
-                shift=config.data.shift, flip=config.data.flip, crop_padding=config.data.crop_padding
+                shift=data.shift,
+                flip=data.flip,
+                crop_padding=data.crop_padding,
+                size=data.image_size,
+                channels=data.channels,
+                resize=data.eval_resize,
+                crop_scale=data.crop_scale,
+                randaugment=data.randaugment,
+                trivial_augment=data.trivial_augment,
+                three_augment=data.three_augment,
+                color_jitter=data.color_jitter,
             ),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -92,7 +102,9 @@ def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
       InputError: whatever is wrong with the data, the mesh, the batch size or the model, before any work is done.
     """
     data = config.data
-    info = sources.inspect(data.name, data_dir=data.data_dir, exclude=str(workdir))
+    info = sources.inspect(
+        data.name, train=data.train_split, test=data.test_split, data_dir=data.data_dir, exclude=str(workdir)
+    )
     config = fit_to_data(config, info, overrides)
     if data.labels_per_class is not None:
         train = min(info.num_examples["train"], data.labels_per_class * info.num_classes)
@@ -105,17 +117,20 @@ def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
     return Run(config, workdir, info, mesh, model, task, colours)
 
 
-def _load(config: Config, workdir: Path, info: sources.DatasetInfo, split: str) -> sources.Source:
+def _load(
+    config: Config, workdir: Path, info: sources.DatasetInfo, use: str, *, fitted: bool = True
+) -> sources.Source:
     data = config.data
     source = sources.load(
         data.name,
-        split,
-        image_size=data.image_size,
+        {"train": data.train_split, "test": data.test_split}[use],
+        image_size=data.image_size if fitted else None,
         channels=data.channels,
+        resize=data.eval_resize,
         data_dir=data.data_dir,
         exclude=str(workdir),
     )
-    if split == "train" and data.labels_per_class is not None:
+    if use == "train" and data.labels_per_class is not None:
         return subset.per_class(source, data.labels_per_class, num_classes=info.num_classes, seed=config.seed)
     return source
 

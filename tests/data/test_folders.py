@@ -149,11 +149,11 @@ def test_an_unreadable_image_is_named_when_it_is_decoded(tmp_path):
 def test_an_unreadable_image_surfaces_from_the_prefetching_threads(tmp_path):
     fill(tmp_path, {"a": 10, "b": 10})
     source = load(f"folder:{tmp_path}", "train", image_size=28, channels=1)
-    Path(source.paths[5]).write_bytes(b"")
+    Path(source.source.paths[5]).write_bytes(b"")
     with pytest.raises(InputError) as error:
         for _ in train(source, batch_size=4, seed=0, num_threads=2).iterate(0):
             pass
-    assert str(error.value).startswith(f"{source.paths[5]}: unreadable image (0 bytes)")
+    assert str(error.value).startswith(f"{source.source.paths[5]}: unreadable image (0 bytes)")
 
 
 def test_a_missing_folder_is_refused(tmp_path):

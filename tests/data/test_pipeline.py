@@ -57,7 +57,7 @@ def test_batch_is_pure():
         assert_equal(make().batch(step), batch)
 
 
-@pytest.mark.parametrize(("num_threads", "prefetch"), [(None, None), (1, 1), (4, 9), (0, None), (2, 0)])
+@pytest.mark.parametrize(("num_threads", "prefetch"), [(None, 2), (1, 1), (4, 9), (0, 2), (2, 0)])
 @pytest.mark.parametrize("start", [0, 13])
 def test_iterate_gives_the_same_as_batch(start, num_threads, prefetch):
     batches = train(

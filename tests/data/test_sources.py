@@ -27,13 +27,17 @@ def everything(source) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", ["digit", "digits:x", "", "folder", "folder:", "npz:", "tfds:", "mnist"])
 def test_an_unknown_name_is_refused(name):
-    assert refusal(name) == f"unknown dataset {name!r}; accepted: digits, tfds:NAME, folder:PATH, npz:PATH"
+    accepted = "digits, tfds:NAME, folder:PATH, array_record:PATH, tar:PATH, parquet:PATH, npz:PATH"
+    assert refusal(name) == f"unknown dataset {name!r}; accepted: {accepted}"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": "val"}, "split is 'val'; accepted: train, test"),
+        (
+            {"split": "tests"},
+            "split is 'tests'; accepted: train, test, a part of one such as train[:90%], or several joined by +",
+        ),
         ({"image_size": 0}, "image size is 0; accepted: 1 pixel or more"),
         ({"channels": 2}, "number of channels is 2; accepted: 1 (grey), 3 (RGB)"),
     ],

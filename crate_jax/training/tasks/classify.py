@@ -4,26 +4,34 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from crate_jax.training import augment
 from crate_jax.training.config import Config
 from crate_jax.training.tasks.base import Apply, Batch, Task
 from crate_jax.training.tokenizer import Pixels
 
 
 def classify(config: Config, pixels: Pixels) -> Task:
-    """Image classification by cross-entropy, in nats, with label smoothing in training.
+    """Image classification by cross-entropy, in nats, with label smoothing, mixing and erasing in training.
 
     Args:
-      config: the run; `label_smoothing`, `data.mean` and `data.std` are used.
+      config: the run; `label_smoothing` and `data`'s `mean`, `std`, `mixup`, `cutmix`, `erase` are used.
       pixels: what the values of the images mean.
     """
-    mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
+    data, num_classes = config.data, config.model.num_classes
+    mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
 
     def inputs(batch: Batch) -> jax.Array:
-        return (batch["image"].astype(jnp.float32) / pixels.max_value - mean) / std
+        return augment.normalise(batch["image"], pixels.max_value, mean, std)
 
     def loss(apply: Apply, batch: Batch, key: jax.Array):
-        logits, _ = apply(inputs(batch), train=True, key=key)
-        return class_scores(logits, batch["label"], config.label_smoothing)
+        images, targets = inputs(batch), soft_targets(batch["label"], num_classes, config.label_smoothing)
+        if data.erase:
+            images = augment.random_erase(jax.random.fold_in(key, 1), images, data.erase)
+        images, targets = augment.mix(
+            jax.random.fold_in(key, 2), images, targets, mixup_alpha=data.mixup, cutmix_alpha=data.cutmix
+        )
+        logits, _ = apply(images, train=True, key=key)
+        return class_scores(logits, batch["label"], targets)
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
         logits, _ = apply(inputs(batch))
@@ -32,10 +40,14 @@ def classify(config: Config, pixels: Pixels) -> Task:
     return Task(inputs, loss, evaluate)
 
 
-def class_scores(logits: jax.Array, labels: jax.Array, smoothing: float):
-    """Mean cross-entropy of logits `[b, c]` against smoothed labels `[b]`, and the accuracy as a metric."""
-    smoothed = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    nats = optax.losses.softmax_cross_entropy(logits, smoothed)
+def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+    """The smoothed targets `[b, c]` of labels `[b]`: (1 − s) of the label and s / c of every class."""
+    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
+
+
+def class_scores(logits: jax.Array, labels: jax.Array, targets: jax.Array):
+    """Mean cross-entropy of logits `[b, c]` against targets `[b, c]`, and the accuracy on labels `[b]` as a metric."""
+    nats = optax.losses.softmax_cross_entropy(logits, targets)
     return nats.mean(), {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
 
 

@@ -17,7 +17,7 @@ from crate_jax.training.config import Config
 from crate_jax.training.console import wide_table
 from crate_jax.training.metrics import write_atomically
 from crate_jax.training.tasks.base import Apply, Batch, Task
-from crate_jax.training.tasks.classify import class_scores, class_sums
+from crate_jax.training.tasks.classify import class_scores, class_sums, soft_targets
 from crate_jax.training.tokenizer import Pixels, Tokenizer, make_tokenizer
 
 MASK_PROBABILITY = 0.15
@@ -90,7 +90,8 @@ def joint(config: Config, pixels: Pixels) -> Task:
 
     def loss(apply: Apply, batch: Batch, key: jax.Array):
         nats, class_logits = predict(apply, batch, train=True, key=key)
-        class_loss, metrics = class_scores(class_logits, batch["label"], config.label_smoothing)
+        targets = soft_targets(batch["label"], class_logits.shape[-1], config.label_smoothing)
+        class_loss, metrics = class_scores(class_logits, batch["label"], targets)
         generative = nats.mean()
         metrics = {"generative_loss": generative, "class_loss": class_loss, **metrics}
         return generative + class_loss, metrics

@@ -1,0 +1,135 @@
+"""Datasets of Hugging Face as they lie on disk: parquet files."""
+
+import collections
+import json
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crate_jax import InputError
+from crate_jax.data import transforms
+from crate_jax.data.dataset import DatasetInfo, Source, by_split, natural_shape
+
+# Rows can be read in groups only: so much is kept of the groups that were read last.
+_CACHE_BYTES = 2**30
+
+
+class Parquet:
+    def __init__(self, path: Path):
+        try:
+            import pyarrow.parquet as pq  # optional
+        except ImportError:
+            raise InputError("parquet: needs pyarrow, which is not installed; pip install pyarrow") from None
+        files = by_split(path, ".parquet")
+        self._name = f"parquet:{path}"
+        self._sources, names, labels = {}, None, {}
+        for split, group in files.items():
+            try:
+                tables = [pq.read_table(file, columns=["label"]) for file in group]
+                groups = [pq.ParquetFile(file).metadata for file in group]
+                schema = pq.read_schema(group[0])
+                images = [pq.read_schema(file).field("image").type for file in group]
+            except Exception as error:  # pyarrow's own, KeyError, OSError
+                reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+                raise InputError(
+                    f"{self._name}: {split} cannot be read ({reason}); accepted: the columns image, label"
+                ) from error
+            if not all(str(kind).startswith("struct<") and "bytes" in str(kind) for kind in images):
+                raise InputError(
+                    f"{self._name}: image is {images[0]}; accepted: Hugging Face's struct with bytes"
+                )
+            labels[split] = np.concatenate([table["label"].to_numpy() for table in tables])
+            if labels[split].dtype.kind not in "iu":
+                raise InputError(f"{self._name}: label is {labels[split].dtype}; accepted: integers")
+            rows = [
+                (str(file), group, metadata.row_group(group).num_rows)
+                for file, metadata in zip(group, groups, strict=True)
+                for group in range(metadata.num_row_groups)
+            ]
+            names = names or _class_names(schema)
+            self._sources[split] = _Rows(rows, labels[split].astype(np.int32))
+        kept = {split: source for split, source in self._sources.items() if labels[split].min() >= 0}
+        self._sources = kept
+        count = 1 + max(int(values.max()) for values in labels.values())
+        self._classes = names or tuple(str(i) for i in range(count))
+        if count > len(self._classes):
+            raise InputError(f"{self._name}: labels up to {count - 1}, {len(self._classes)} class names")
+        self.splits = {split: len(source) for split, source in kept.items()}
+
+    def info(self, name: str) -> DatasetInfo:
+        source = self._sources["train"]
+        # Only the first group: looking everywhere would read all files.
+        size, channels = natural_shape(
+            min(len(source), source.rows[0][2]), lambda i: transforms.decode(*source[i]["image"])
+        )
+        return DatasetInfo(
+            name=name,
+            image_size=size,
+            channels=channels,
+            num_classes=len(self._classes),
+            class_names=self._classes,
+            max_value=255,
+            num_examples=self.splits,
+        )
+
+    def load(self, split: str) -> Source:
+        return self._sources[split]
+
+
+def _class_names(schema: Any) -> tuple[str, ...] | None:
+    """The names that Hugging Face's datasets keep in the schema."""
+    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    label = about.get("info", {}).get("features", {}).get("label", {})
+    return tuple(label["names"]) if label.get("names") else None
+
+
+class _Rows:
+    """A source over rows of parquet files; reading in order reads each row group once."""
+
+    def __init__(self, rows: list[tuple[str, int, int]], labels: np.ndarray):
+        self.rows, self.labels = rows, labels
+        self._ends = np.cumsum([count for _, _, count in rows])
+        self._start_cache()
+
+    def _start_cache(self) -> None:
+        self._cache: collections.OrderedDict = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"rows": self.rows, "labels": self.labels, "_ends": self._ends}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_cache()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        path, _, count = self.rows[group]
+        row = index - (int(self._ends[group]) - count)
+        with self._lock:  # One thread reads a group; the others find it in the cache.
+            column = self._cache.get(group)
+            if column is None:
+                column = self._read(group)
+                self._cache[group] = column
+                while len(self._cache) > 1 and sum(c.nbytes for c in self._cache.values()) > _CACHE_BYTES:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(group)
+        image = column[row].as_py()
+        where = f"{path}, row {row} of group {self.rows[group][1]}"
+        if image is None or image["bytes"] is None:
+            raise InputError(f"{where}: unreadable image (no bytes)")
+        if image.get("path"):
+            where += f", {image['path']}"
+        return {"image": transforms.Encoded(image["bytes"], where), "label": self.labels[index]}
+
+    def _read(self, group: int) -> Any:
+        import pyarrow.parquet as pq
+
+        path, number, _ = self.rows[group]
+        return pq.ParquetFile(path).read_row_group(number, columns=["image"])["image"].combine_chunks()
