@@ -77,4 +77,4 @@ def _call(command: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, joins=False)

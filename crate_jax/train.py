@@ -2,7 +2,7 @@
 
 import collections
 import json
-import signal
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import jax
 
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
-from crate_jax.training import cli, evaluation, optim, restore, state, steps, workdir
+from crate_jax.training import cli, evaluation, optim, processes, restore, state, steps, workdir
 from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.config import Config
 from crate_jax.training.console import TrainingProgress, console, table
@@ -50,7 +50,9 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
         try:
             return trainer.fit()
         finally:
-            trainer.close()
+            # On several processes a failure is said at once: the others no longer answer, and a save needs them all.
+            if sys.exc_info()[0] is None or not processes.several():
+                trainer.close()
 
 
 class Trainer:
@@ -82,7 +84,7 @@ class Trainer:
         )
         step = steps.make_train_step(run.model, run.task, tx, config, log_steps=self.every["log"])
         self.train_step = self._compile(step, first)
-        self.eval_step = steps.make_eval_step(run.model, run.task)
+        self.eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
         self.read_layers = layerwise.make_reader(run.model, run.task, run.mesh)
         self.stop_requested = False
         self.in_flight: collections.deque = collections.deque()
@@ -129,25 +131,24 @@ class Trainer:
 
     def _loop(self, current: state.TrainState) -> state.TrainState:
         stream = self.batches.iterate(self.start_step)
-        signals = (signal.SIGTERM, signal.SIGINT)
-        handlers = {number: signal.signal(number, self._request_stop) for number in signals}
         self.window = ThroughputWindow(self.start_step)
+        progress = TrainingProgress(self.total_steps, self.start_step)
         try:
-            with TrainingProgress(self.total_steps, self.start_step) as self.progress:
+            with processes.StopSignals() as signals, progress as self.progress:
                 for step in range(self.start_step + 1, self.total_steps + 1):
                     with self.window.waiting():
                         batch = next(stream)
+                    batch = shard_batch(batch, self.run.mesh)
                     with jax.transfer_guard("disallow"):
-                        current, report = self.train_step(current, shard_batch(batch, self.run.mesh))
+                        current, report = self.train_step(current, batch)
                     self.in_flight.append((step, report))
                     self._settle(current, keep=STEPS_IN_FLIGHT)
+                    self.stop_requested = signals.stop_after(step)
                     self._do_what_is_due(current, step)
                     if self.stop_requested:
                         break
         finally:
             stream.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
         self.checkpoints.wait()
         return current
 
@@ -196,13 +197,6 @@ class Trainer:
             score = values.get("eval/accuracy", -values["eval/loss"]) if "eval" in due else None
             self.checkpoints.save(current, step, score)
 
-    def _request_stop(self, number, frame) -> None:
-        del number, frame
-        self.stop_requested = True
-        # A second signal ends the process at once.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
     def _evaluate(self, current: state.TrainState) -> dict[str, float]:
         means = evaluation.evaluate(self.eval_step, current.eval_params, self.eval_batches, self.run.mesh)
         return {f"eval/{name}": value for name, value in means.items()}
@@ -226,7 +220,7 @@ class Trainer:
         step = int(current.step)
         batch = shard_batch(self.batches.batch(step), self.run.mesh)
         key = jax.random.fold_in(jax.random.key(self.run.config.seed), step)
-        where = steps.find_nonfinite(self.run.model, self.run.task, current.params, batch, key)
+        where = steps.find_nonfinite(self.run.model, self.run.task, current.params, batch, key, self.run.mesh)
         self.checkpoints.wait()
         good = self.checkpoints.latest_step
         kept = "no checkpoint was saved yet" if good is None else f"the last good checkpoint is step {good}"
@@ -243,7 +237,7 @@ class Trainer:
         if self.run.model.readings is not None:
             rows["layers"] = self._report_layers(current.eval_params)
         self.writer.write(int(current.step), {**values, "final": True})
-        if self.run.task.report is not None:
+        if self.run.task.report is not None and processes.is_first():
             source = self.run.source("test")
             images = (source[i]["image"] for i in range(len(source)))
             rows |= self.run.task.report(values, images, self.run.workdir / "report")

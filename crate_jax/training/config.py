@@ -108,11 +108,15 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: whatever the others leave."""
+    """A preset, one of `sharding.PRESETS`, and devices along each mesh axis in place of the preset's.
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    One axis may be -1: whatever the others leave. If no axis is, `data` is, unless it was given.
+    """
+
+    preset: str = "dp"
+    data: int | None = None
+    fsdp: int | None = None
+    tensor: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

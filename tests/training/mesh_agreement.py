@@ -62,7 +62,7 @@ def main() -> None:
     one = observe(run, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
     report = {}
     for sizes in ((8, 1, 1), (4, 2, 1), (2, 2, 2)):
-        other = observe(run, sharding.make_mesh(MeshConfig(*sizes)))
+        other = observe(run, sharding.make_mesh(MeshConfig("dp", *sizes)))
         report["×".join(map(str, sizes))] = {
             "same_examples": other["examples"] == one["examples"],
             "gradient_error": max(
