@@ -10,13 +10,13 @@ import jax
 
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
-from crate_jax.training import cli, evaluation, optim, processes, restore, state, steps, workdir
+from crate_jax.training import cli, evaluation, optim, processes, program, restore, state, steps, workdir
 from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.config import Config
 from crate_jax.training.console import TrainingProgress, console, table
 from crate_jax.training.metrics import MetricsWriter, ThroughputWindow, write_atomically
 from crate_jax.training.run import Run, make_run
-from crate_jax.training.sharding import batch_sharding, replicated, shard_batch
+from crate_jax.training.sharding import shard_batch
 from crate_jax.training.summary import print_summary
 
 # Steps that the host may run ahead of the device: enough to hide its own work, few enough that forced host devices,
@@ -78,12 +78,9 @@ class Trainer:
         self.batches = run.train_batches()
         self.eval_batches = run.eval_batches(run.source("test"))
         first = self.batches.batch(0)
-        metrics = steps.metric_names(run.model, run.task, shard_batch(first, run.mesh))
-        self.abstract = state.abstract_state(
-            run.model, tx, run.mesh, ema=config.ema_decay > 0, metric_names=metrics
-        )
-        step = steps.make_train_step(run.model, run.task, tx, config, log_steps=self.every["log"])
-        self.train_step = self._compile(step, first)
+        self.abstract, lowered = program.lower(run, tx, first, log_steps=self.every["log"])
+        # Ahead of time: its memory is known before step 1.
+        self.train_step = lowered.compile()
         self.eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
         self.read_layers = layerwise.make_reader(run.model, run.task, run.mesh)
         self.stop_requested = False
@@ -115,19 +112,6 @@ class Trainer:
             )
             return None
         return self._finish(current)
-
-    def _compile(self, step, first_batch):
-        """The training step, compiled ahead of time: its memory is known before step 1."""
-        run = self.run
-        shardings = state.shardings_of(self.abstract)
-        batch = {
-            name: jax.ShapeDtypeStruct(
-                (run.config.batch_size, *value.shape[1:]), value.dtype, sharding=batch_sharding(run.mesh)
-            )
-            for name, value in first_batch.items()
-        }
-        step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(run.mesh)))
-        return step.lower(self.abstract, batch).compile()
 
     def _loop(self, current: state.TrainState) -> state.TrainState:
         stream = self.batches.iterate(self.start_step)

@@ -87,8 +87,13 @@ def _fail(message: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def parse_config_file(argv: list[str]) -> tuple[Config, Path, set[str]]:
-    """`--config=FILE.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …]` as (config, workdir, overridden keys)."""
+def parse_config_file(
+    argv: list[str], values: flags.FlagValues | None = None
+) -> tuple[Config, Path, set[str]]:
+    """`--config=FILE.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …]` as (config, workdir, overridden keys).
+
+    `values` are flags of the command's own, parsed along.
+    """
     given = _flag(argv, "config")
     if given is None:
         raise InputError(f"--config is required. To start:\n{EXAMPLE}")
@@ -103,7 +108,7 @@ def parse_config_file(argv: list[str]) -> tuple[Config, Path, set[str]]:
         raise InputError(
             f"--config: get_config of {file} returned {type(config).__name__}; accepted: ConfigDict"
         )
-    config, overrides = _override(config, argv)
+    config, overrides = _override(config, argv, values)
     name = Path(file).stem + (f"-{variant}" if variant else "")
     return from_config_dict(config, overrides), Path(_flag(argv, "workdir") or f"runs/{name}"), overrides
 

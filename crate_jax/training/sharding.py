@@ -38,7 +38,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     if config.preset not in PRESETS:
         raise InputError(f"mesh.preset: found {config.preset!r}; accepted: {', '.join(PRESETS)}")
-    slices = len({getattr(device, "slice_index", device.process_index) for device in devices})
+    slices = len({_slice(device) for device in devices})
     sizes = {}
     for name, size in zip(("data", "fsdp", "tensor"), PRESETS[config.preset], strict=True):
         given = getattr(config, name)
@@ -60,6 +60,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         inner = tuple(size // out for size, out in zip(shape, outer, strict=True))
         grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
+def _slice(device: jax.Device) -> int:
+    """The TPU slice of a device; elsewhere its host."""
+    if hasattr(device, "coords"):
+        return getattr(device, "slice_index", 0)
+    return device.process_index
 
 
 def _fill(sizes: dict[str, int], num_devices: int) -> dict[str, int]:

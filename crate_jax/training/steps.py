@@ -83,9 +83,9 @@ def make_train_step(
 
 def metric_names(model: Model, task: Task, batch) -> tuple[str, ...]:
     """Names of the metrics of the training step, found by shape inference."""
-    key = jax.random.key(0)
+    # Nothing is computed, not even the key: the mesh may be one of devices that are only described.
     _, metrics = jax.eval_shape(
-        lambda params, batch: task.loss(partial(model.apply, params), batch, key),
+        lambda params, batch: task.loss(partial(model.apply, params), batch, jax.random.key(0)),
         model.abstract_params,
         batch,
     )

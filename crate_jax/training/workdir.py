@@ -50,7 +50,7 @@ def prepare(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarra
     if processes.is_first():
         (workdir / "report").mkdir(parents=True, exist_ok=True)
         values = to_config_dict(config).to_dict()
-        write_atomically(workdir / "config.json", json.dumps(_without_none(values), indent=2) + "\n")
+        write_atomically(workdir / "config.json", json.dumps(without_none(values), indent=2) + "\n")
         write_atomically(workdir / "dataset.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
         if colours is not None:
             palette.save(colours, workdir / PALETTE)
@@ -97,5 +97,5 @@ def _flat(config: Config) -> dict:
     return out
 
 
-def _without_none(values: dict) -> dict:
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
+def without_none(values: dict) -> dict:
+    return {k: without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
