@@ -63,21 +63,23 @@ def search(config: Config, machine: topologies.Topology, compiled) -> Iterator[P
             candidate = dataclasses.replace(
                 candidate, model=dataclasses.replace(candidate.model, remat=remat)
             )
-            best = None
+            best, halved = None, False
             for _ in range(DOUBLINGS):
                 try:
                     tried = compiled(dataclasses.replace(candidate, batch_size=batch))
                 except InputError as error:
                     console.print(f"{mesh}, {remat}, batch {batch}: {error}")
                     break
+                yield tried
                 if tried.fits:
-                    best, batch = tried, 2 * batch
-                    yield tried
+                    best = tried
+                    if halved:
+                        break
+                    batch *= 2
                 elif best is not None:
                     break
                 else:
-                    yield tried
-                    batch //= 2
+                    halved, batch = True, batch // 2
             if best is not None:
                 batch = best.batch_size
 

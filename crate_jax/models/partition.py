@@ -17,6 +17,8 @@ Axis = str | tuple[str, ...] | None
 # Path pattern → partition of the trailing dimensions (a stack adds a leading, unsplit one). The first match wins; the
 # paths of optimiser moments end in those of their parameters, so one row serves both.
 RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
+    # Adafactor's row and column means have a dimension less than their parameter and are small: not split.
+    (r"/v_(row|col)/", ()),
     (r"mssa/bases$", ("tensor", "fsdp", None)),
     (r"mssa/output$", ("tensor", None, "fsdp")),
     (r"ista/dictionary$", ("fsdp", "tensor")),

@@ -57,7 +57,6 @@ class Plan:
     flops_per_step: int
     step_seconds: float
     compile_seconds: float
-    batch_split: bool
 
 
 def in_subprocess(config: dict[str, Any], overrides: Collection[str], topology: str, slices: int) -> Plan:
@@ -149,7 +148,6 @@ def plan(request: dict[str, Any]) -> Plan:
         flops_per_step=count,
         step_seconds=count / (machine.num_devices * machine.chip.peak_flops * 0.4),
         compile_seconds=seconds,
-        batch_split=True,
     )
 
 

@@ -96,13 +96,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Lion (default), AdamW or SGD with decoupled weight decay; warm-up to `lr`, then cosine to zero."""
+    """Lion (default), AdamW, Adafactor or SGD with decoupled weight decay; warm-up to `lr`, then cosine to zero."""
 
     name: str = "lion"
     lr: float = 2e-4
     weight_decay: float = 0.05
     b1: float = 0.9
     b2: float = 0.99
+    momentum_dtype: str = "float32"  # Of the first moment of Lion and AdamW; bfloat16 halves it.
     clip_norm: float | None = None  # Global gradient norm.
 
 

@@ -20,7 +20,7 @@ def abstract_mesh(data=1, fsdp=1, tensor=1):
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
-@pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "adafactor", "sgd"])
 def test_every_large_array_of_the_state_is_sharded(size, optimizer):
     model = models.create(models.crate(size))
     tx = optim.make_optimizer(OptimizerConfig(name=optimizer), lambda step: 1e-3)
@@ -141,7 +141,13 @@ def test_every_large_parameter_and_cache_of_every_family_is_split(family):
 
 
 def test_every_rule_places_something():
-    paths = {"activation/tokens": 3, "activation/token": 2, "batch/image": 4, "cache/0": 4}
+    paths = {
+        "activation/tokens": 3,
+        "activation/token": 2,
+        "batch/image": 4,
+        "cache/0": 4,
+        "opt_state/v_row/x": 3,
+    }
     for model in FAMILIES.values():
         for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
             paths[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf.ndim
