@@ -17,7 +17,8 @@ class Images(NamedTuple):
     """The images that a model will see, from which its configuration follows: `config.fit(images) -> (config, size)`.
 
     `size` is the images' own height and width, `wanted_size` the one asked for (None: the model chooses), `levels` the
-    number of values of a pixel; `fixed` names the fields of the configuration that the user set by hand.
+    number of values of a pixel; `fixed` names the fields of the configuration that the user set by hand. With
+    `wanted_width` the width is another than the height.
     """
 
     size: int
@@ -26,6 +27,7 @@ class Images(NamedTuple):
     num_classes: int
     levels: int
     fixed: frozenset[str] = frozenset()
+    wanted_width: int | None = None
 
 
 class Model:

@@ -6,8 +6,18 @@ import optax
 from crate_jax import InputError
 from crate_jax.training.config import OptimizerConfig
 
-# Norms, biases, positions and the class token are not decayed: pulling them to zero compresses nothing.
-NOT_DECAYED = ("scale", "bias", "position_embedding", "class_token")
+# Norms, biases, positions, the class token and learned step sizes are not decayed: pulling them to zero compresses nothing.
+# Nor is an output matrix that is not trained.
+NOT_DECAYED = (
+    "scale",
+    "bias",
+    "position_embedding",
+    "class_token",
+    "compression_step",
+    "step_size",
+    "penalty",
+    "fixed_output",
+)
 
 
 def decay_mask(params) -> dict:
