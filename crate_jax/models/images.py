@@ -49,6 +49,13 @@ class ImageConfig:
         return rows * columns
 
     @property
+    def head_dim(self) -> int:
+        """Features of a head."""
+        if self.dim % self.heads:
+            raise InputError(f"model.heads: found {self.heads}, which does not divide model.dim {self.dim}")
+        return self.dim // self.heads
+
+    @property
     def sequence_length(self) -> int:
         """Tokens that a block sees, the class token among them."""
         return self.num_tokens + 1

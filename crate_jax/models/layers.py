@@ -211,6 +211,23 @@ class PatchEmbed(nnx.Module):
         return self.norm_out(self.projection(self.norm_in(patchify(images, self.patch_size))))
 
 
+class PatchProjection(nnx.Module):
+    """Images to tokens by a linear map of patches alone: the convolution with stride p of ViT. As `PatchEmbed` otherwise.
+
+    Args:
+      gain: kernels start as N(0, gain/(p²c)).
+    """
+
+    def __init__(self, patch_size: int, channels: int, dim: int, *, gain: float, dtype, rngs: nnx.Rngs):
+        self.patch_size = patch_size
+        patch_dim = patch_size * patch_size * channels
+        stddev = math.sqrt(gain / patch_dim)
+        self.projection = Dense((patch_dim,), (dim,), stddev=stddev, use_bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.projection(patchify(images, self.patch_size))
+
+
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """`[b, h, w, c]` → `[b, (h/p)·(w/p), p·p·c]`, patches in row-major order."""
     b, h, w, c = images.shape

@@ -6,8 +6,8 @@ import optax
 from crate_jax import InputError
 from crate_jax.training.config import OptimizerConfig
 
-# Norms, biases, positions, the class token and learned step sizes are not decayed: pulling them to zero compresses nothing.
-# Nor is an output matrix that is not trained.
+# Parameters whose names end in these are not decayed: pulling norms, biases, positions, the class token, temperatures or
+# learned step sizes to zero compresses nothing, and a fixed output matrix is not trained at all.
 NOT_DECAYED = (
     "scale",
     "bias",
@@ -17,6 +17,7 @@ NOT_DECAYED = (
     "step_size",
     "penalty",
     "fixed_output",
+    "temperature",
 )
 
 
@@ -24,7 +25,7 @@ def decay_mask(params) -> dict:
     """True for each parameter that weight decay applies to."""
 
     def decayed(path, _):
-        return path[-1].key not in NOT_DECAYED
+        return not path[-1].key.endswith(NOT_DECAYED)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

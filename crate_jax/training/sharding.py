@@ -18,9 +18,9 @@ BATCH_AXES = ("data", "fsdp")
 # Path pattern → partition of the trailing dimensions (a stack adds a leading, unsplit one). The first match wins; the
 # paths of optimiser moments end in those of their parameters, so one table serves both.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"mssa/bases$", ("tensor", "fsdp", None)),
-    (r"mssa/output$", ("tensor", None, "fsdp")),
-    (r"ista/dictionary$", ("fsdp", "tensor")),
+    (r"(mssa|tssa)/bases$", ("tensor", "fsdp", None)),
+    (r"(mssa|tssa)/(fixed_)?output$", ("tensor", None, "fsdp")),
+    (r"(ista|odl)/(dictionary|decoder)$", ("fsdp", "tensor")),
     (r"(projection|head)/kernel$", ("fsdp", "tensor")),
     (r"qkv/kernel$", ("fsdp", None, "tensor", None)),
     (r"attention_output/kernel$", ("tensor", None, "fsdp")),
