@@ -73,7 +73,7 @@ def load(
     name: str,
     split: str,
     *,
-    image_size: int | None = None,
+    image_size: transforms.Size | None = None,
     channels: int | None = None,
     resize: int | None = None,
     data_dir: str | None = None,
@@ -84,7 +84,7 @@ def load(
     Args:
         name: see the table above.
         split: such as "train", "test" or "train[:90%]".
-        image_size: height and width, see `transforms.fit`; None leaves the images as they are stored.
+        image_size: see `transforms.fit`; None leaves the images as they are stored.
         channels: 1 (grey) or 3 (RGB); goes with ``image_size``.
         resize: see `transforms.fit`.
         data_dir: where TensorFlow datasets are kept; None takes their default.
@@ -93,7 +93,7 @@ def load(
     Raises:
         InputError: as `inspect`, or a split, size or number of channels that does not exist.
     """
-    if image_size is not None and image_size < 1:
+    if image_size is not None and min(transforms.sides(image_size)) < 1:
         raise InputError(f"image size is {image_size}; accepted: 1 pixel or more")
     if image_size is not None and channels not in (1, 3):
         raise InputError(f"number of channels is {channels}; accepted: 1 (grey), 3 (RGB)")
@@ -127,7 +127,7 @@ class _Fitted:
     """A source with images of one shape."""
 
     source: Source
-    size: int
+    size: transforms.Size
     channels: int
     resize: int | None
 

@@ -18,6 +18,7 @@ from crate_jax.models.crate_alpha import CRATEAlpha, CRATEAlphaConfig, crate_alp
 from crate_jax.models.gpt import CRATEGPT, IGPT, MASKED, CRATEGPTConfig, IGPTConfig, TokenConfig, igpt
 from crate_jax.models.images import ImageConfig, at_resolution, resize_positions
 from crate_jax.models.model import Images, Model, Params
+from crate_jax.models.stack import Trace
 from crate_jax.models.tost import ToST, ToSTConfig, tost
 from crate_jax.models.vit import ViT, ViTConfig, vit
 
@@ -66,6 +67,7 @@ __all__ = [
     "ToST",
     "ToSTConfig",
     "TokenConfig",
+    "Trace",
     "ViT",
     "ViTConfig",
     "at_resolution",

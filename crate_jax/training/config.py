@@ -63,13 +63,14 @@ def percent(value: float) -> Duration:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on. None for `image_size` and `channels` means those of the data."""
+    """What is trained on. None for `image_size` and `channels` means those of the data, for `image_width` square images."""
 
     name: str = "digits"  # digits | tfds:NAME | folder, array_record, tar, parquet or npz:PATH (docs/data.md)
     data_dir: str | None = None  # Where tfds keeps prepared datasets.
     train_split: str = "train"  # As in TFDS: "train[:90%]", "train+validation".
     test_split: str = "test"
     image_size: int | None = None
+    image_width: int | None = None
     channels: int | None = None
     mean: tuple[float, ...] = (0.5,)  # Of pixel values scaled to [0, 1]; one number or one a channel.
     std: tuple[float, ...] = (0.5,)
@@ -93,6 +94,11 @@ class DataConfig:
     threads: int | None = None  # That prepare batches ahead of the step; None: one a core.
     benchmark: bool = False  # Measure the input pipeline alone and beside training steps, then stop.
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the images; once the configuration is fitted to the data."""
+        return self.image_size, self.image_width or self.image_size
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -104,6 +110,17 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.99
     clip_norm: float | None = None  # Global gradient norm.
+
+
+@dataclasses.dataclass(frozen=True)
+class RegularizerConfig:
+    """Terms on a white box's layers, added to a supervised loss (see `training.regularizer`); a weight of 0 is off."""
+
+    sparse_rate_reduction: float = 0.0  # Weight of (R^c + λ‖Z‖₁ − R)/n, nats a token,
+    layers: str = "random"  # in a random layer each step, in "all", or in layers such as "0,3".
+    eps_sq: float = 0.5  # ε² of both rates.
+    penalty: float = 0.1  # λ.
+    orthogonality: float = 0.0  # Weight of ‖UᵀU − I‖²/(k p), all layers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +151,7 @@ class Config:
     trace: Duration | None = percent(5)
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    regularizer: RegularizerConfig = RegularizerConfig()
     mesh: MeshConfig = MeshConfig()
     init_from: str | None = None  # A workdir whose parameters (and palette) this run starts from.
     wandb: str | None = None  # A Weights & Biases project to log to; wandb must be installed.
@@ -177,7 +195,13 @@ def from_config_dict(config: Mapping[str, Any], overrides: Collection[str] = ())
         raise InputError(f"model.family: found {family!r}; accepted: {', '.join(models.FAMILIES)}")
     built = _build(models.FAMILIES[family].config, model, overrides, "model.")
     fields = {"model": built}
-    for name, kind in (("data", DataConfig), ("optimizer", OptimizerConfig), ("mesh", MeshConfig)):
+    parts = {
+        "data": DataConfig,
+        "optimizer": OptimizerConfig,
+        "regularizer": RegularizerConfig,
+        "mesh": MeshConfig,
+    }
+    for name, kind in parts.items():
         fields[name] = _build(kind, config.pop(name, {}), overrides, f"{name}.")
     return _build(Config, config, overrides, "", fields)
 
@@ -248,6 +272,7 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
     images = models.Images(
         size=info.image_size,
         wanted_size=data.image_size,
+        wanted_width=data.image_width,
         channels=channels,
         num_classes=info.num_classes,
         levels=info.max_value + 1,

@@ -48,7 +48,7 @@ class Run:
                 shift=data.shift,
                 flip=data.flip,
                 crop_padding=data.crop_padding,
-                size=data.image_size,
+                size=data.shape,
                 channels=data.channels,
                 resize=data.eval_resize,
                 crop_scale=data.crop_scale,
@@ -124,7 +124,7 @@ def _load(
     source = sources.load(
         data.name,
         {"train": data.train_split, "test": data.test_split}[use],
-        image_size=data.image_size if fitted else None,
+        image_size=data.shape if fitted else None,
         channels=data.channels,
         resize=data.eval_resize,
         data_dir=data.data_dir,

@@ -6,6 +6,7 @@ import optax
 
 from crate_jax.training import augment
 from crate_jax.training.config import Config
+from crate_jax.training.regularizer import make_regularizer
 from crate_jax.training.tasks.base import Apply, Batch, Task
 from crate_jax.training.tokenizer import Pixels
 
@@ -14,9 +15,10 @@ def classify(config: Config, pixels: Pixels) -> Task:
     """Image classification by cross-entropy, in nats, with label smoothing, mixing and erasing in training.
 
     Args:
-      config: the run; `label_smoothing` and `data`'s `mean`, `std`, `mixup`, `cutmix`, `erase` are used.
+      config: the run; `label_smoothing`, `regularizer` and `data`'s `mean`, `std`, `mixup`, `cutmix`, `erase` are used.
       pixels: what the values of the images mean.
     """
+    regularizer = make_regularizer(config)
     data, num_classes = config.data, config.model.num_classes
     mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
 
@@ -30,8 +32,11 @@ def classify(config: Config, pixels: Pixels) -> Task:
         images, targets = augment.mix(
             jax.random.fold_in(key, 2), images, targets, mixup_alpha=data.mixup, cutmix_alpha=data.cutmix
         )
-        logits, _ = apply(images, train=True, key=key)
-        return class_scores(logits, batch["label"], targets)
+        trace = regularizer.reading(jax.random.fold_in(key, 3))
+        logits, layers = apply(images, train=True, key=key, trace=trace)
+        loss, metrics = class_scores(logits, batch["label"], targets)
+        extra, terms = regularizer.total(layers)
+        return loss + extra, {**metrics, **terms}
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
         logits, _ = apply(inputs(batch))

@@ -16,6 +16,7 @@ from crate_jax.compression import baselines
 from crate_jax.training.config import Config
 from crate_jax.training.console import wide_table
 from crate_jax.training.metrics import write_atomically
+from crate_jax.training.regularizer import make_regularizer
 from crate_jax.training.tasks.base import Apply, Batch, Task
 from crate_jax.training.tasks.classify import class_scores, class_sums, soft_targets
 from crate_jax.training.tokenizer import Pixels, Tokenizer, make_tokenizer
@@ -81,23 +82,25 @@ def bert(config: Config, pixels: Pixels) -> Task:
 
 def joint(config: Config, pixels: Pixels) -> Task:
     """L_GEN + L_CLF: next-pixel prediction plus classification from the mean of the last layer; for fine-tuning."""
-    tokenizer = _tokenizer(config, pixels, causal=True, classes=True)
+    tokenizer, regularizer = _tokenizer(config, pixels, causal=True, classes=True), make_regularizer(config)
 
     def predict(apply: Apply, batch: Batch, **options):
         tokens = tokenizer.encode(batch["image"])
-        (logits, class_logits), _ = apply(tokens, **options)
-        return cross_entropy(logits, tokens).mean(axis=-1), class_logits
+        (logits, class_logits), layers = apply(tokens, **options)
+        return cross_entropy(logits, tokens).mean(axis=-1), class_logits, layers
 
     def loss(apply: Apply, batch: Batch, key: jax.Array):
-        nats, class_logits = predict(apply, batch, train=True, key=key)
+        trace = regularizer.reading(jax.random.fold_in(key, 3))
+        nats, class_logits, layers = predict(apply, batch, train=True, key=key, trace=trace)
         targets = soft_targets(batch["label"], class_logits.shape[-1], config.label_smoothing)
         class_loss, metrics = class_scores(class_logits, batch["label"], targets)
         generative = nats.mean()
-        metrics = {"generative_loss": generative, "class_loss": class_loss, **metrics}
-        return generative + class_loss, metrics
+        extra, terms = regularizer.total(layers)
+        metrics = {"generative_loss": generative, "class_loss": class_loss, **metrics, **terms}
+        return generative + class_loss + extra, metrics
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
-        nats, class_logits = predict(apply, batch)
+        nats, class_logits, _ = predict(apply, batch)
         generative = jnp.sum(batch["mask"] * nats)
         sums = class_sums(class_logits, batch["label"], batch["mask"])
         return {
