@@ -8,7 +8,7 @@ import numpy as np
 from absl import flags
 
 from crate_jax import InputError, models
-from crate_jax.analysis import figures
+from crate_jax.analysis.pictures import image_grid
 from crate_jax.data import folders
 from crate_jax.models import sampling
 from crate_jax.training import cli, sharding
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
         prompt[:, rows:] = UNKNOWN
         pictures = [prompt, *pictures, whole]
         arrays |= {"originals": originals, "given_rows": np.int32(rows)}
-    write_atomically(output, figures.image_grid(pictures))
+    write_atomically(output, image_grid(pictures))
     file = io.BytesIO()
     np.savez(file, **arrays)
     write_atomically(output.with_suffix(".npz"), file.getvalue())

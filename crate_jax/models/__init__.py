@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from crate_jax.models import trace
 from crate_jax.models.crate import CRATE, CRATEConfig, crate
+from crate_jax.models.crate_mae import CRATEMAE, CRATEMAEConfig, crate_mae
 from crate_jax.models.gpt import CRATEGPT, IGPT, MASKED, CRATEGPTConfig, IGPTConfig, TokenConfig, igpt
 from crate_jax.models.model import Images, Model, Params
 
@@ -29,6 +30,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "crate": Family(CRATEConfig, CRATE, trace.readings),
     "crate_gpt": Family(CRATEGPTConfig, CRATEGPT, trace.readings),
+    "crate_mae": Family(CRATEMAEConfig, CRATEMAE, trace.readings),
     "igpt": Family(IGPTConfig, IGPT, None),
 }
 
@@ -42,11 +44,13 @@ def create(config: Any) -> Model:
 __all__ = [
     "CRATE",
     "CRATEGPT",
+    "CRATEMAE",
     "FAMILIES",
     "IGPT",
     "MASKED",
     "CRATEConfig",
     "CRATEGPTConfig",
+    "CRATEMAEConfig",
     "Family",
     "IGPTConfig",
     "Images",
@@ -54,6 +58,7 @@ __all__ = [
     "Params",
     "TokenConfig",
     "crate",
+    "crate_mae",
     "create",
     "igpt",
 ]

@@ -179,6 +179,15 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     return x.reshape(b, (h // p) * (w // p), p * p * c)
 
 
+def unpatchify(patches: jax.Array, patch_size: int, channels: int) -> jax.Array:
+    """The square images that `patchify` cuts into these patches, `[b, n, p·p·c]` → `[b, √n·p, √n·p, c]`."""
+    side = math.isqrt(patches.shape[1])
+    x = patches.reshape(len(patches), side, side, patch_size, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(
+        len(patches), side * patch_size, side * patch_size, channels
+    )
+
+
 class MSSA(nnx.Module):
     """Multi-head subspace self-attention, one bases tensor U serving as query, key and value (CRATE eq. 12, Alg. 2).
 

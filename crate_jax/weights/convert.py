@@ -26,8 +26,7 @@ class Family(NamedTuple):
 def _crate_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEConfig:
     dim, patch_dim = arrays["to_patch_embedding.2.weight"].shape
     tokens = arrays["pos_embedding"].shape[1] - 1
-    channels = 3 if patch_dim % 3 == 0 and math.isqrt(patch_dim // 3) ** 2 == patch_dim // 3 else 1
-    patch = math.isqrt(patch_dim // channels)
+    patch, channels = tables.patch_shape(patch_dim)
     inner = arrays["transformer.layers.0.0.fn.qkv.weight"].shape[0]
     if inner % heads:
         raise InputError(f"heads: found {heads}; accepted: a divisor of {inner}, the width of qkv")
@@ -39,6 +38,22 @@ def _crate_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEC
         num_classes=arrays["mlp_head.1.weight"].shape[0],
         dim=dim,
         depth=depth,
+        heads=heads,
+        head_dim=inner // heads,
+    )
+
+
+def _crate_mae_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEMAEConfig:
+    dim, channels, patch, _ = arrays["patch_embed.proj.weight"].shape
+    inner = arrays["blocks.0.layers.0.0.fn.qkv.weight"].shape[0]
+    if inner % heads:
+        raise InputError(f"heads: found {heads}; accepted: a divisor of {inner}, the width of qkv")
+    return models.CRATEMAEConfig(
+        image_size=math.isqrt(arrays["pos_embed"].shape[1] - 1) * patch,
+        patch_size=patch,
+        channels=channels,
+        dim=dim,
+        depth=len({name.split(".")[1] for name in arrays if name.startswith("blocks.")}),
         heads=heads,
         head_dim=inner // heads,
     )
@@ -60,6 +75,7 @@ def _igpt_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.IGPTCon
 
 FAMILIES = {
     "crate": Family(tables.CRATE, _crate_config),
+    "crate_mae": Family(tables.CRATE_MAE, _crate_mae_config),
     "igpt_hf": Family(tables.IGPT_HF, _igpt_config),
 }
 

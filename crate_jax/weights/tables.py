@@ -1,5 +1,6 @@
 """What each released parameter is called here, and how its axes are arranged. `{layer}` stands for a layer's number."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +28,24 @@ def _norm(released: str, ours: str) -> list[Entry]:
     return [Entry(f"{released}.weight", f"{ours}/scale"), Entry(f"{released}.bias", f"{ours}/bias")]
 
 
+def _mssa(released: str, ours: str) -> list[Entry]:
+    return [
+        Entry(  # [h·p, d] ↔ [h, d, p]
+            f"{released}.qkv.weight",
+            f"{ours}/bases",
+            lambda w, h: w.reshape(h, -1, w.shape[1]).transpose(0, 2, 1),
+            lambda w: w.transpose(0, 2, 1).reshape(-1, w.shape[1]),
+        ),
+        Entry(  # [d, h·p] ↔ [h, p, d]
+            f"{released}.to_out.0.weight",
+            f"{ours}/output",
+            lambda w, h: w.T.reshape(h, -1, w.shape[0]),
+            lambda w: w.reshape(-1, w.shape[2]).T,
+        ),
+        Entry(f"{released}.to_out.0.bias", f"{ours}/bias"),
+    ]
+
+
 CRATE = [
     Entry("cls_token", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
     Entry("pos_embedding", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
@@ -34,23 +53,56 @@ CRATE = [
     *_linear("to_patch_embedding.2", "patch_embed/projection"),
     *_norm("to_patch_embedding.3", "patch_embed/norm_out"),
     *_norm("transformer.layers.{layer}.0.norm", "blocks/blocks/mssa_norm"),
-    Entry(  # [h·p, d] ↔ [h, d, p]
-        "transformer.layers.{layer}.0.fn.qkv.weight",
-        "blocks/blocks/mssa/bases",
-        lambda w, h: w.reshape(h, -1, w.shape[1]).transpose(0, 2, 1),
-        lambda w: w.transpose(0, 2, 1).reshape(-1, w.shape[1]),
-    ),
-    Entry(  # [d, h·p] ↔ [h, p, d]
-        "transformer.layers.{layer}.0.fn.to_out.0.weight",
-        "blocks/blocks/mssa/output",
-        lambda w, h: w.T.reshape(h, -1, w.shape[0]),
-        lambda w: w.reshape(-1, w.shape[2]).T,
-    ),
-    Entry("transformer.layers.{layer}.0.fn.to_out.0.bias", "blocks/blocks/mssa/bias"),
+    *_mssa("transformer.layers.{layer}.0.fn", "blocks/blocks/mssa"),
     *_norm("transformer.layers.{layer}.1.norm", "blocks/blocks/ista_norm"),
     Entry("transformer.layers.{layer}.1.fn.weight", "blocks/blocks/ista/dictionary"),
     *_norm("mlp_head.0", "head_norm"),
     *_linear("mlp_head.1", "head"),
+]
+
+
+def patch_shape(length: int) -> tuple[int, int]:
+    """Side and channels, 3 or 1, of a patch of so many numbers."""
+    channels = 3 if length % 3 == 0 and math.isqrt(length // 3) ** 2 == length // 3 else 1
+    return math.isqrt(length // channels), channels
+
+
+def _patch_convolution(released: str, ours: str) -> list[Entry]:
+    """torch.nn.Conv2d over patches stores `[d, c, p, p]`; ours is `[p·p·c, d]`."""
+
+    def export(w: np.ndarray) -> np.ndarray:
+        side, channels = patch_shape(len(w))
+        return w.reshape(side, side, channels, -1).transpose(3, 2, 0, 1)
+
+    return [
+        Entry(
+            f"{released}.weight",
+            f"{ours}/kernel",
+            lambda w, h: w.transpose(2, 3, 1, 0).reshape(-1, len(w)),
+            export,
+        ),
+        Entry(f"{released}.bias", f"{ours}/bias"),
+    ]
+
+
+CRATE_MAE = [
+    Entry("cls_token", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
+    Entry("mask_token", "mask_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
+    Entry("pos_embed", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
+    Entry("decoder_pos_embed", "decoder_position_embedding", lambda w, h: w[0], lambda w: w[None]),
+    *_patch_convolution("patch_embed.proj", "patch_projection"),
+    *_norm("blocks.{layer}.layers.0.0.norm", "blocks/blocks/mssa_norm"),
+    *_mssa("blocks.{layer}.layers.0.0.fn", "blocks/blocks/mssa"),
+    *_norm("blocks.{layer}.layers.0.1.norm", "blocks/blocks/ista_norm"),
+    Entry("blocks.{layer}.layers.0.1.fn.weight", "blocks/blocks/ista/dictionary"),
+    *_norm("norm", "norm"),
+    *_linear("decoder_embed", "decoder_projection"),
+    *_norm("decoder_blocks.{layer}.layers.0.0.norm", "decoder_blocks/blocks/dictionary_norm"),
+    Entry("decoder_blocks.{layer}.layers.0.0.fn.weight", "decoder_blocks/blocks/dictionary"),
+    *_norm("decoder_blocks.{layer}.layers.0.1.norm", "decoder_blocks/blocks/mssa_norm"),
+    *_mssa("decoder_blocks.{layer}.layers.0.1.fn", "decoder_blocks/blocks/mssa"),
+    *_norm("decoder_norm", "decoder_norm"),
+    *_linear("decoder_pred", "prediction_head"),
 ]
 
 

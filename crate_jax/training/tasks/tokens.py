@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import optax
 
 from crate_jax import InputError, models
 from crate_jax.compression import baselines
+from crate_jax.data.sources import Source
 from crate_jax.training.config import Config
 from crate_jax.training.console import wide_table
 from crate_jax.training.metrics import write_atomically
@@ -136,15 +137,17 @@ def _report_code_length(
     tokenizer: Tokenizer,
     pixels: Pixels,
     loss: str,
+    apply: Apply,
     values: Mapping[str, float],
-    images: Iterable[np.ndarray],
+    source: Source,
     folder: Path,
 ) -> dict[str, str]:
     """The test loss as a code length, next to those of ordinary coders on the same tokens.
 
     Writes `code_length.json`. The model itself is not counted, nor is the palette.
     """
-    images = np.stack(list(images))
+    del apply
+    images = np.stack([source[i]["image"] for i in range(len(source))])
     encode = jax.jit(tokenizer.encode)
     tokens = np.concatenate(
         [np.asarray(encode(part)) for part in np.array_split(images, -(-len(images) // 256))]
