@@ -115,7 +115,7 @@ def test_joint_loss_by_hand():
         ),
         (
             dataclasses.replace(CONFIG, model=models.crate("tiny")),
-            "task: autoregressive predicts pixels, which model.family 'crate' does not",
+            "task: autoregressive predicts tokens, which model.family 'crate' does not",
         ),
     ],
 )
