@@ -34,7 +34,9 @@ class Text:
             raise InputError(f"data.name: no file or folder {path}; accepted: text:PATH of one")
         for split, text in self._texts.items():
             if not len(text):
-                raise InputError(f"data.name: the {split} text of {path} is empty; accepted: some bytes of it")
+                raise InputError(
+                    f"data.name: the {split} text of {path} is empty; accepted: some bytes of it"
+                )
 
     @classmethod
     def standard_library(cls) -> "Text":

@@ -45,7 +45,9 @@ class CRATEMAEConfig(CRATEConfig):
     def describe_input(self) -> str:
         """What goes in and what comes out, for people."""
         size, patch = self.image_size, self.patch_size
-        return f"{size}×{size}×{self.channels} images, {self.num_tokens} patches of {patch}×{patch} in and out"
+        return (
+            f"{size}×{size}×{self.channels} images, {self.num_tokens} patches of {patch}×{patch} in and out"
+        )
 
 
 def crate_mae(size: str, **overrides) -> CRATEMAEConfig:

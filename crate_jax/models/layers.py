@@ -183,9 +183,7 @@ def unpatchify(patches: jax.Array, patch_size: int, channels: int) -> jax.Array:
     """The square images that `patchify` cuts into these patches, `[b, n, p·p·c]` → `[b, √n·p, √n·p, c]`."""
     side = math.isqrt(patches.shape[1])
     x = patches.reshape(len(patches), side, side, patch_size, patch_size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(
-        len(patches), side * patch_size, side * patch_size, channels
-    )
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(len(patches), side * patch_size, side * patch_size, channels)
 
 
 class MSSA(nnx.Module):

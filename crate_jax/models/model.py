@@ -82,9 +82,7 @@ class Model:
         Returns:
           `(output, trace)`; the trace's arrays have a leading layer axis, and it is None when not asked for.
         """
-        return nnx.merge(self._graphdef, params)(
-            inputs, train=train, key=key, trace=trace, **options
-        )
+        return nnx.merge(self._graphdef, params)(inputs, train=train, key=key, trace=trace, **options)
 
     def init_cache(self, batch_size: int) -> Any:
         """An empty cache for `decode`: arrays of static shape, one or more a layer, in the type that the model computes in.

@@ -7,7 +7,14 @@ from crate_jax import InputError
 from crate_jax.training.config import OptimizerConfig
 
 # Norms, biases, positions and the class token are not decayed: pulling them to zero compresses nothing.
-NOT_DECAYED = ("scale", "bias", "position_embedding", "decoder_position_embedding", "class_token", "mask_token")
+NOT_DECAYED = (
+    "scale",
+    "bias",
+    "position_embedding",
+    "decoder_position_embedding",
+    "class_token",
+    "mask_token",
+)
 
 
 def decay_mask(params) -> dict:

@@ -26,7 +26,12 @@ def official():
 
 @pytest.mark.parametrize(
     ("size", "count", "published"),
-    [("tiny", 11_555_328, None), ("small", 25_405_824, "25.4M"), ("base", 44_638_464, "44.6M"), ("large", 154_274_560, None)],
+    [
+        ("tiny", 11_555_328, None),
+        ("small", 25_405_824, "25.4M"),
+        ("base", 44_638_464, "44.6M"),
+        ("large", 154_274_560, None),
+    ],
 )
 def test_parameter_counts_are_the_published_ones(size, count, published):
     found = models.create(models.crate_mae(size)).num_params
@@ -78,7 +83,9 @@ def test_hidden_patches_are_not_seen_and_positions_do_not_move(official):
     predict = jax.jit(lambda images: model.apply(params, images, noise=arrays["noise"])[0])
     np.testing.assert_array_equal(predict(images), predict(changed))
     grads = jax.grad(lambda params: model.apply(params, images)[0].var())(params)
-    unmoved = {name for name, grad in grads.items() if not any(np.any(leaf) for leaf in jax.tree.leaves(grad))}
+    unmoved = {
+        name for name, grad in grads.items() if not any(np.any(leaf) for leaf in jax.tree.leaves(grad))
+    }
     assert unmoved == {
         "decoder_position_embedding",
         "position_embedding",

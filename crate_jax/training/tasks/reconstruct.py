@@ -205,7 +205,11 @@ def _report(geometry: _Geometry, look, source: Source, folder: Path, *, masked: 
     drawn = np.linspace(0, len(chosen) - 1, min(len(chosen), DRAWN)).astype(int)
     batch = {"image": np.stack([source[int(i)]["image"] for i in chosen[drawn]])}
     patches = np.asarray(patchify(jax.jit(geometry.inputs)(batch), geometry.patch_size))
-    original, drawn_prediction, hidden = geometry.to_picture(patches), prediction[drawn], mask[drawn][..., None]
+    original, drawn_prediction, hidden = (
+        geometry.to_picture(patches),
+        prediction[drawn],
+        mask[drawn][..., None],
+    )
     if masked:
         # Targets have lost mean and contrast of their patch; drawn with those of the original.
         mean, deviation = _moments(patches)

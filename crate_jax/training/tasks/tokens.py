@@ -80,7 +80,9 @@ def bert(config: Config, pixels: Pixels) -> Task:
 def joint(config: Config, pixels: Pixels) -> Task:
     """L_GEN + L_CLF: next-pixel prediction plus classification from the mean of the last layer; for fine-tuning."""
     if pixels.text:
-        raise InputError("task: joint needs labels, which text has not; accepted for text: autoregressive, bert")
+        raise InputError(
+            "task: joint needs labels, which text has not; accepted for text: autoregressive, bert"
+        )
     tokenizer = _tokenizer(config, pixels, causal=True, classes=True)
     inputs = _inputs(tokenizer)
 
