@@ -13,8 +13,8 @@ Variants (--config=configs/mae.py:VARIANT):
                   ImageNet-1K for 800 epochs as in the paper (arXiv 2404.02446): AdamW, lr 3e-5, weight decay 0.1, batch
                   4096, 40 epochs of warm-up, 75 % hidden. Small and base are 25.4M and 44.6M parameters; the paper's
                   linear probes on CIFAR-10 are 79.4 and 80.9 %. Data: folder:PATH with train/nXXXXXXXX/* and
-                  val/nXXXXXXXX/*. Not run here. Two choices are ours, as the paper was not at hand: Adam's decay rates (those
-                  of MAE), and crops of the centre square after padding where MAE crops at random sizes.
+                  val/nXXXXXXXX/*. Not run here. Ours are Adam's decay rates and the random
+                  crops, which are MAE's.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ def imagenet(size: str) -> Config:
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
             flip=True,
-            crop_padding=28,
+            crop_scale=(0.2, 1.0),
         ),
         optimizer=OptimizerConfig(name="adamw", lr=3e-5, weight_decay=0.1, b1=0.9, b2=0.95),
     )

@@ -4,8 +4,8 @@
     python -m crate_jax.sample --workdir=runs/text --num=2 --prompt="def "
 
 The default, a CRATE-GPT, learns the source code of Python's own library (the modules at its top; of Python 3.11 4.7 MB, of
-which the last tenth is held out), offline. Other text: --config.data.name=text:PATH, a file or a folder of files, with train/
-and test/ in it or not. The run ends with the bits a test byte beside the order-0 and order-1 entropies, zlib and LZMA.
+which the last tenth is held out), offline. Other text: --config.data.name=text:PATH, a file or a folder of files, with
+train/ and test/ in it or not. The run ends with the bits a test byte beside order-0 and order-1 entropies, zlib and LZMA.
 
 Variants (--config=configs/text.py:VARIANT):
     bert                     CRATE-BERT: masked bytes from all others; the loss is in nats a masked byte

@@ -90,5 +90,5 @@ def test_mistakes(tmp_path, changes, message):
 
 
 def test_images_are_not_read_as_text(tmp_path):
-    with pytest.raises(InputError, match="is text, which model.family 'crate' does not read"):
+    with pytest.raises(InputError, match=r"is text, which model.family 'crate' does not read"):
         train(load_config({**TINY, "data.name": "stdlib"}), tmp_path / "run")

@@ -145,7 +145,9 @@ def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) 
         return _PATHS[kind](Path(rest).expanduser())
     if kind == "tfds" and rest:
         return Tfds(rest, data_dir)
-    accepted = ", ".join(("digits", "tfds:NAME", "folder:PATH", *(f"{kind}:PATH" for kind in _PATHS), "stdlib", "text:PATH"))
+    accepted = ", ".join(
+        ("digits", "tfds:NAME", "folder:PATH", *(f"{kind}:PATH" for kind in _PATHS), "stdlib", "text:PATH")
+    )
     raise InputError(f"unknown dataset {name!r}; accepted: {accepted}")
 
 

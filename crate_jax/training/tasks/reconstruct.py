@@ -32,8 +32,8 @@ def masked_autoencoder(config: Config, pixels: Pixels) -> Task:
     """L = 1/|M| Σ_{i∈M} ‖x̂_i − (x_i − μ_i)/√(σ²_i + 10⁻⁶)‖² / q over the hidden patches M, with the mean and the (unbiased)
     variance of each patch of q numbers.
 
-    The model's `mask_ratio` of the patches is hidden, at random in training; in evaluation an example's mask is a function of
-    its place in the split alone.
+    The model's `mask_ratio` of the patches is hidden, at random in training; in evaluation an example's mask is a function
+    of its place in the split alone.
     """
     geometry = _geometry(config, pixels)
     tokens, ratio = config.model.num_tokens, config.model.mask_ratio

@@ -50,7 +50,8 @@ def autoregressive(config: Config, pixels: Pixels) -> Task:
 def bert(config: Config, pixels: Pixels) -> Task:
     """L_BERT = −1/|M| Σ_{t∈M} log p(x_t | x_\\M), each token masked with probability 0.15, in nats a masked token.
 
-    `bits_per_pixel` or `bits_per_byte` is L_BERT / ln 2, of the masked ones. Masked tokens go in as zero embeddings. In evaluation an example's mask is a function of its place in the split alone.
+    `bits_per_pixel` or `bits_per_byte` is L_BERT / ln 2. Masked tokens go in as zero embeddings. In evaluation an example's
+    mask is a function of its place in the split alone.
     """
     tokenizer = _tokenizer(config, pixels, causal=False, classes=False)
     inputs = _inputs(tokenizer)
