@@ -4,6 +4,7 @@ import collections
 import json
 import signal
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -244,9 +245,8 @@ class Trainer:
             rows["layers"] = self._report_layers(current.eval_params)
         self.writer.write(int(current.step), {**values, "final": True})
         if self.run.task.report is not None:
-            source = self.run.source("test")
-            images = (source[i]["image"] for i in range(len(source)))
-            rows |= self.run.task.report(values, images, self.run.workdir / "report")
+            apply = partial(self.run.model.apply, current.eval_params)
+            rows |= self.run.task.report(apply, values, self.run.source("test"), self.run.workdir / "report")
         table("test set, last parameters", {**rows, "metrics": self.writer.path})
         return values
 

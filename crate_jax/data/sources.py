@@ -1,4 +1,4 @@
-"""Datasets by name: where labelled images come from.
+"""Datasets by name: where labelled images come from, and text.
 
 ====================  ======================================================================================
 ``digits``            scikit-learn's 1,797 scans of 8×8 pixels and 17 grey levels; a stratified fifth (360)
@@ -16,6 +16,9 @@
                       which a stratified fifth is held out; images are uint8 [n, h, w] or
                       [n, h, w, 1 or 3], labels integers or strings [n] or [n, 1]
 ``tfds:NAME``         a TensorFlow dataset with the features image and label, read without TensorFlow
+``stdlib``            text: the source code of Python's own library, the modules at its top; about 5 MB
+``text:PATH``         text: a file, or a folder of files, or one with train/ and test/; of a text without a
+                      test part the last tenth is held out
 ====================  ======================================================================================
 
 A held-out fifth is the same in every run, whatever the seed. Splits are asked for as in TensorFlow datasets, see
@@ -34,8 +37,9 @@ from crate_jax.data.folders import Folder
 from crate_jax.data.parquet import Parquet
 from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
+from crate_jax.data.text import Text
 
-__all__ = ["Dataset", "DatasetInfo", "Source", "find", "inspect", "load"]
+__all__ = ["Dataset", "DatasetInfo", "Source", "find", "inspect", "load", "load_text"]
 
 _PATHS = {"array_record": ArrayRecord, "tar": Tars, "parquet": Parquet, "npz": Npz}
 
@@ -60,6 +64,8 @@ def inspect(
     Raises:
         InputError: an unknown name or split, or data that are missing or not in an accepted form.
     """
+    if (text := _find_text(name)) is not None:
+        return text.info(name)
     dataset = find(name, data_dir=data_dir, exclude=exclude)
     info = dataset.info(name)
     counts = {
@@ -107,6 +113,27 @@ def load(
     return source if image_size is None else _Fitted(source, image_size, channels, resize)
 
 
+def load_text(name: str, use: str, *, length: int) -> Source:
+    """The windows of a text, see `text.Text.windows`.
+
+    Args:
+        name: ``stdlib`` or ``text:PATH``.
+        use: "train" or "test".
+        length: bytes of a window.
+
+    Raises:
+        InputError: a text that is missing, empty, or shorter than a window.
+    """
+    return _find_text(name).windows(use, length)
+
+
+def _find_text(name: str) -> Text | None:
+    if name == "stdlib":
+        return Text.standard_library()
+    kind, _, path = name.partition(":")
+    return Text(Path(path).expanduser()) if kind == "text" and path else None
+
+
 def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) -> Dataset:
     """The dataset of a name; see `inspect` for the arguments."""
     kind, _, rest = name.partition(":")
@@ -118,7 +145,9 @@ def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) 
         return _PATHS[kind](Path(rest).expanduser())
     if kind == "tfds" and rest:
         return Tfds(rest, data_dir)
-    accepted = ", ".join(("digits", "tfds:NAME", "folder:PATH", *(f"{kind}:PATH" for kind in _PATHS)))
+    accepted = ", ".join(
+        ("digits", "tfds:NAME", "folder:PATH", *(f"{kind}:PATH" for kind in _PATHS), "stdlib", "text:PATH")
+    )
     raise InputError(f"unknown dataset {name!r}; accepted: {accepted}")
 
 

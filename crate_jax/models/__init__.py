@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from crate_jax.models import trace
 from crate_jax.models.crate import CRATE, CRATEConfig, CRATELayers, crate
 from crate_jax.models.crate_alpha import CRATEAlpha, CRATEAlphaConfig, crate_alpha
+from crate_jax.models.crate_mae import CRATEMAE, CRATEMAEConfig, crate_mae
 from crate_jax.models.gpt import CRATEGPT, IGPT, MASKED, CRATEGPTConfig, IGPTConfig, TokenConfig, igpt
 from crate_jax.models.images import ImageConfig, at_resolution, resize_positions
 from crate_jax.models.model import Images, Model, Params
@@ -35,6 +36,7 @@ FAMILIES = {
     "crate": Family(CRATEConfig, CRATE, trace.readings),
     "crate_alpha": Family(CRATEAlphaConfig, CRATEAlpha, trace.readings),
     "crate_gpt": Family(CRATEGPTConfig, CRATEGPT, trace.readings),
+    "crate_mae": Family(CRATEMAEConfig, CRATEMAE, trace.readings),
     "igpt": Family(IGPTConfig, IGPT, None),
     "tost": Family(ToSTConfig, ToST, None),
     "vit": Family(ViTConfig, ViT, None),
@@ -50,6 +52,7 @@ def create(config: Any) -> Model:
 __all__ = [
     "CRATE",
     "CRATEGPT",
+    "CRATEMAE",
     "FAMILIES",
     "IGPT",
     "MASKED",
@@ -58,6 +61,7 @@ __all__ = [
     "CRATEConfig",
     "CRATEGPTConfig",
     "CRATELayers",
+    "CRATEMAEConfig",
     "Family",
     "IGPTConfig",
     "ImageConfig",
@@ -73,6 +77,7 @@ __all__ = [
     "at_resolution",
     "crate",
     "crate_alpha",
+    "crate_mae",
     "create",
     "igpt",
     "resize_positions",

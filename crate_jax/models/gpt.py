@@ -59,10 +59,8 @@ class TokenConfig:
 
     def describe_input(self) -> str:
         """What goes in and what comes out, for people."""
-        side = math.isqrt(self.num_positions)
-        shape = f"{side}×{side} images, " if side * side == self.num_positions else ""
         classes = f", {self.num_classes} classes" if self.num_classes else ""
-        return f"{shape}{self.num_positions} tokens of {self.vocab_size} values{classes}"
+        return f"{self.num_positions} tokens of {self.vocab_size} values{classes}"
 
     def fit(self, images: Images) -> tuple["TokenConfig", int]:
         """The configuration for such images, a token a pixel, and the size that they must be given.

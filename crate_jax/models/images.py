@@ -129,7 +129,7 @@ def at_resolution(params: Params, old: ImageConfig, new: ImageConfig) -> Params:
     """The parameters of a model of images for images of another size: every position embedding follows the grid."""
 
     def one(path, leaf):
-        if path[-1].key != "position_embedding":
+        if not path[-1].key.endswith("position_embedding"):
             return leaf
         return resize_positions(jnp.asarray(leaf), old.grid, new.grid)
 

@@ -236,6 +236,13 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     return x.reshape(b, (h // p) * (w // p), p * p * c)
 
 
+def unpatchify(patches: jax.Array, patch_size: int, channels: int) -> jax.Array:
+    """The square images that `patchify` cuts into these patches, `[b, n, p·p·c]` → `[b, √n·p, √n·p, c]`."""
+    side = math.isqrt(patches.shape[1])
+    x = patches.reshape(len(patches), side, side, patch_size, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(len(patches), side * patch_size, side * patch_size, channels)
+
+
 def scalar(value: float, *, learned: bool) -> Any:
     """A number, or a parameter that starts as one; read with `number`."""
     return nnx.Param(jnp.asarray(value, jnp.float32)) if learned else value

@@ -71,6 +71,7 @@ class Model:
         train: bool = False,
         key: jax.Array | None = None,
         trace: Trace = False,
+        **options: Any,
     ) -> tuple[jax.Array, Any]:
         """The forward pass.
 
@@ -79,10 +80,11 @@ class Model:
           inputs: normalised images `[b, h, w, c]`, or what the model's own docstring says.
           train: whether random regularisers (if the model has any) are on; they then need `key`.
           trace: False, True for every named array of every layer, or a function of one block's report.
+          **options: what else the model's own docstring names, such as the `noise` of a CRATE-MAE.
         Returns:
           `(output, trace)`; the trace's arrays have a leading layer axis, and it is None when not asked for.
         """
-        return nnx.merge(self._graphdef, params)(inputs, train=train, key=key, trace=trace)
+        return nnx.merge(self._graphdef, params)(inputs, train=train, key=key, trace=trace, **options)
 
     def init_cache(self, batch_size: int) -> Any:
         """An empty cache for `decode`: arrays of static shape, one or more a layer, in the type that the model computes in.

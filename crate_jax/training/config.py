@@ -19,6 +19,8 @@ from ml_collections import ConfigDict, config_dict
 from crate_jax import InputError, models
 from crate_jax.data.sources import DatasetInfo
 
+# The vocabulary of text.
+BYTES = 256
 UNITS = ("epochs", "steps", "examples", "percent")
 
 
@@ -65,7 +67,7 @@ def percent(value: float) -> Duration:
 class DataConfig:
     """What is trained on. None for `image_size` and `channels` means those of the data, for `image_width` square images."""
 
-    name: str = "digits"  # digits | tfds:NAME | folder, array_record, tar, parquet or npz:PATH (docs/data.md)
+    name: str = "digits"  # digits | tfds:NAME | folder, array_record, tar, parquet, npz or text:PATH, stdlib (docs/data.md)
     data_dir: str | None = None  # Where tfds keeps prepared datasets.
     train_split: str = "train"  # As in TFDS: "train[:90%]", "train+validation".
     test_split: str = "test"
@@ -95,9 +97,9 @@ class DataConfig:
     benchmark: bool = False  # Measure the input pipeline alone and beside training steps, then stop.
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) of the images; once the configuration is fitted to the data."""
-        return self.image_size, self.image_width or self.image_size
+    def shape(self) -> tuple[int, int] | None:
+        """(height, width) of the images, once the configuration is fitted to the data; None for text."""
+        return None if self.image_size is None else (self.image_size, self.image_width or self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +270,8 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
       InputError: data that the model cannot be fitted to.
     """
     data = config.data
+    if info.kind == "text":
+        return _fit_to_text(config, overrides)
     channels = data.channels or info.channels
     images = models.Images(
         size=info.image_size,
@@ -282,6 +286,23 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
     return dataclasses.replace(
         config, data=dataclasses.replace(data, image_size=size, channels=channels), model=model
     )
+
+
+def _fit_to_text(config: Config, overrides: Collection[str]) -> Config:
+    """The configuration with the vocabulary of bytes."""
+    model, default = config.model, DataConfig()
+    if not isinstance(model, models.TokenConfig):
+        raise InputError(
+            f"data.name: {config.data.name} is text, which model.family {model.family!r} does not read; accepted: igpt, "
+            "crate_gpt, or images"
+        )
+    for field in dataclasses.fields(DataConfig):
+        found, accepted = getattr(config.data, field.name), getattr(default, field.name)
+        if found != accepted and field.name not in ("name", "threads", "benchmark"):
+            raise InputError(f"data.{field.name}: found {found}; accepted for text: {accepted}")
+    if "model.vocab_size" in overrides and model.vocab_size != BYTES:
+        raise InputError(f"model.vocab_size: found {model.vocab_size}; accepted: {BYTES}, the bytes of text")
+    return dataclasses.replace(config, model=dataclasses.replace(model, vocab_size=BYTES))
 
 
 def _is_duration(hint: Any) -> bool:

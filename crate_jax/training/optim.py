@@ -6,13 +6,14 @@ import optax
 from crate_jax import InputError
 from crate_jax.training.config import OptimizerConfig
 
-# Parameters whose names end in these are not decayed: pulling norms, biases, positions, the class token, temperatures or
-# learned step sizes to zero compresses nothing, and a fixed output matrix is not trained at all.
+# Parameters whose names end in these are not decayed: pulling norms, biases, positions, the tokens that stand for no patch,
+# temperatures or learned step sizes to zero compresses nothing, and a fixed output matrix is not trained at all.
 NOT_DECAYED = (
     "scale",
     "bias",
     "position_embedding",
     "class_token",
+    "mask_token",
     "compression_step",
     "step_size",
     "penalty",

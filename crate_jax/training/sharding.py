@@ -20,7 +20,7 @@ BATCH_AXES = ("data", "fsdp")
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(mssa|tssa)/bases$", ("tensor", "fsdp", None)),
     (r"(mssa|tssa)/(fixed_)?output$", ("tensor", None, "fsdp")),
-    (r"(ista|odl)/(dictionary|decoder)$", ("fsdp", "tensor")),
+    (r"(dictionary|decoder)$", ("fsdp", "tensor")),
     (r"(projection|head)/kernel$", ("fsdp", "tensor")),
     (r"qkv/kernel$", ("fsdp", None, "tensor", None)),
     (r"attention_output/kernel$", ("tensor", None, "fsdp")),

@@ -28,7 +28,7 @@ class Family(NamedTuple):
 
 def _crate_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEConfig:
     dim, patch_dim = arrays["to_patch_embedding.2.weight"].shape
-    patch, _, channels = tables.patch_shape(patch_dim)
+    patch, channels = tables.patch_shape(patch_dim)
     inner = arrays["transformer.layers.0.0.fn.qkv.weight"].shape[0]
     _check_heads(heads, inner, "qkv")
     return models.CRATEConfig(
@@ -106,6 +106,19 @@ def _check_heads(heads: int, width: int, what: str) -> None:
         raise InputError(f"heads: found {heads}; accepted: a divisor of {width}, the width of {what}")
 
 
+def _crate_mae_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEMAEConfig:
+    dim, channels, patch, _ = arrays["patch_embed.proj.weight"].shape
+    inner = arrays["blocks.0.layers.0.0.fn.qkv.weight"].shape[0]
+    _check_heads(heads, inner, "qkv")
+    return models.CRATEMAEConfig(
+        **_square_images(arrays["pos_embed"].shape[1] - 1, patch, channels),
+        dim=dim,
+        depth=_depth(arrays, r"blocks\.(\d+)\."),
+        heads=heads,
+        head_dim=inner // heads,
+    )
+
+
 def _igpt_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.IGPTConfig:
     positions, dim = arrays["transformer.wpe.weight"].shape
     _check_heads(heads, dim, "the model")
@@ -123,6 +136,7 @@ FAMILIES = {
     "crate": Family(tables.CRATE, _crate_config),
     "crate_alpha": Family(tables.CRATE_ALPHA, _crate_alpha_config),
     "crate_alpha_npz": Family(tables.CRATE_ALPHA_NPZ, _crate_alpha_npz_config),
+    "crate_mae": Family(tables.CRATE_MAE, _crate_mae_config),
     "igpt_hf": Family(tables.IGPT_HF, _igpt_config),
     "vit_timm": Family(tables.VIT_TIMM, _vit_config),
 }

@@ -28,15 +28,6 @@ def _norm(released: str, ours: str) -> list[Entry]:
     return [Entry(f"{released}.weight", f"{ours}/scale"), Entry(f"{released}.bias", f"{ours}/bias")]
 
 
-def _bases(released: str) -> Entry:  # [h·p, d] ↔ [h, d, p]
-    return Entry(
-        released,
-        "blocks/blocks/mssa/bases",
-        lambda w, h: w.reshape(h, -1, w.shape[1]).transpose(0, 2, 1),
-        lambda w: w.transpose(0, 2, 1).reshape(-1, w.shape[1]),
-    )
-
-
 def _output(released: str, ours: str) -> Entry:  # [d, h·p] ↔ [h, p, d]
     return Entry(
         released,
@@ -46,23 +37,40 @@ def _output(released: str, ours: str) -> Entry:  # [d, h·p] ↔ [h, p, d]
     )
 
 
-def patch_shape(patch_dim: int) -> tuple[int, int, int]:
-    """Height, width and channels of a patch with so many numbers: three channels where that gives a square, else one."""
-    channels = 3 if patch_dim % 3 == 0 and math.isqrt(patch_dim // 3) ** 2 == patch_dim // 3 else 1
-    side = math.isqrt(patch_dim // channels)
+def _mssa(released: str, ours: str, *, bias: bool = True) -> list[Entry]:
+    return [
+        Entry(  # [h·p, d] ↔ [h, d, p]
+            f"{released}.qkv.weight",
+            f"{ours}/bases",
+            lambda w, h: w.reshape(h, -1, w.shape[1]).transpose(0, 2, 1),
+            lambda w: w.transpose(0, 2, 1).reshape(-1, w.shape[1]),
+        ),
+        _output(f"{released}.to_out.0.weight", f"{ours}/output"),
+        *([Entry(f"{released}.to_out.0.bias", f"{ours}/bias")] if bias else []),
+    ]
+
+
+def patch_shape(length: int) -> tuple[int, int]:
+    """Side and channels, 3 or 1, of a patch of so many numbers."""
+    channels = 3 if length % 3 == 0 and math.isqrt(length // 3) ** 2 == length // 3 else 1
+    return math.isqrt(length // channels), channels
+
+
+def _convolution_shape(length: int) -> tuple[int, int, int]:
+    side, channels = patch_shape(length)
     return side, side, channels
 
 
-def _patches(released: str) -> list[Entry]:
-    """A convolution `[d, c, p, p]` with stride p as a map of patches `[p·p·c, d]`."""
+def _patch_convolution(released: str, ours: str) -> list[Entry]:
+    """torch.nn.Conv2d over patches stores `[d, c, p, p]`; ours is `[p·p·c, d]`."""
     return [
         Entry(
             f"{released}.weight",
-            "patch_embed/projection/kernel",
-            lambda w, h: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),
-            lambda w: w.reshape(*patch_shape(len(w)), -1).transpose(3, 2, 0, 1),
+            f"{ours}/kernel",
+            lambda w, h: w.transpose(2, 3, 1, 0).reshape(-1, len(w)),
+            lambda w: w.reshape(*_convolution_shape(len(w)), -1).transpose(3, 2, 0, 1),
         ),
-        Entry(f"{released}.bias", "patch_embed/projection/bias"),
+        Entry(f"{released}.bias", f"{ours}/bias"),
     ]
 
 
@@ -73,9 +81,7 @@ CRATE = [
     *_linear("to_patch_embedding.2", "patch_embed/projection"),
     *_norm("to_patch_embedding.3", "patch_embed/norm_out"),
     *_norm("transformer.layers.{layer}.0.norm", "blocks/blocks/mssa_norm"),
-    _bases("transformer.layers.{layer}.0.fn.qkv.weight"),
-    _output("transformer.layers.{layer}.0.fn.to_out.0.weight", "blocks/blocks/mssa/output"),
-    Entry("transformer.layers.{layer}.0.fn.to_out.0.bias", "blocks/blocks/mssa/bias"),
+    *_mssa("transformer.layers.{layer}.0.fn", "blocks/blocks/mssa"),
     *_norm("transformer.layers.{layer}.1.norm", "blocks/blocks/ista_norm"),
     Entry("transformer.layers.{layer}.1.fn.weight", "blocks/blocks/ista/dictionary"),
     *_norm("mlp_head.0", "head_norm"),
@@ -85,10 +91,9 @@ CRATE = [
 CRATE_ALPHA = [
     Entry("cls_token", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
     Entry("pos_embedding", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
-    *_patches("conv1"),
+    *_patch_convolution("conv1", "patch_embed/projection"),
     *_norm("transformer.layers.{layer}.0.norm", "blocks/blocks/mssa_norm"),
-    _bases("transformer.layers.{layer}.0.fn.qkv.weight"),
-    _output("transformer.layers.{layer}.0.fn.to_out.0.weight", "blocks/blocks/mssa/output"),
+    *_mssa("transformer.layers.{layer}.0.fn", "blocks/blocks/mssa", bias=False),
     *_norm("transformer.layers.{layer}.1.norm", "blocks/blocks/odl_norm"),
     Entry("transformer.layers.{layer}.1.fn.D", "blocks/blocks/odl/dictionary"),
     Entry("transformer.layers.{layer}.1.fn.D1", "blocks/blocks/odl/decoder"),
@@ -106,7 +111,7 @@ CRATE_ALPHA_NPZ = [
         "embedding/kernel",
         "patch_embed/projection/kernel",
         lambda w, h: w.reshape(-1, w.shape[-1]),
-        lambda w: w.reshape(*patch_shape(len(w)), -1),
+        lambda w: w.reshape(*_convolution_shape(len(w)), -1),
     ),
     Entry("embedding/bias", "patch_embed/projection/bias"),
     Entry(f"{_ALPHA_BLOCK}/LayerNorm_0/scale", "blocks/blocks/mssa_norm/scale"),
@@ -131,7 +136,7 @@ CRATE_ALPHA_NPZ = [
 VIT_TIMM = [
     Entry("cls_token", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
     Entry("pos_embed", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
-    *_patches("patch_embed.proj"),
+    *_patch_convolution("patch_embed.proj", "patch_embed/projection"),
     *_norm("blocks.{layer}.norm1", "blocks/blocks/attention_norm"),
     Entry(  # [3·h·p, d] ↔ [d, 3, h, p]
         "blocks.{layer}.attn.qkv.weight",
@@ -152,6 +157,27 @@ VIT_TIMM = [
     *_linear("blocks.{layer}.mlp.fc2", "blocks/blocks/mlp/mlp_out"),
     *_norm("norm", "head_norm"),
     *_linear("head", "head"),
+]
+
+
+CRATE_MAE = [
+    Entry("cls_token", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
+    Entry("mask_token", "mask_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
+    Entry("pos_embed", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
+    Entry("decoder_pos_embed", "decoder_position_embedding", lambda w, h: w[0], lambda w: w[None]),
+    *_patch_convolution("patch_embed.proj", "patch_projection"),
+    *_norm("blocks.{layer}.layers.0.0.norm", "blocks/blocks/mssa_norm"),
+    *_mssa("blocks.{layer}.layers.0.0.fn", "blocks/blocks/mssa"),
+    *_norm("blocks.{layer}.layers.0.1.norm", "blocks/blocks/ista_norm"),
+    Entry("blocks.{layer}.layers.0.1.fn.weight", "blocks/blocks/ista/dictionary"),
+    *_norm("norm", "norm"),
+    *_linear("decoder_embed", "decoder_projection"),
+    *_norm("decoder_blocks.{layer}.layers.0.0.norm", "decoder_blocks/blocks/dictionary_norm"),
+    Entry("decoder_blocks.{layer}.layers.0.0.fn.weight", "decoder_blocks/blocks/dictionary"),
+    *_norm("decoder_blocks.{layer}.layers.0.1.norm", "decoder_blocks/blocks/mssa_norm"),
+    *_mssa("decoder_blocks.{layer}.layers.0.1.fn", "decoder_blocks/blocks/mssa"),
+    *_norm("decoder_norm", "decoder_norm"),
+    *_linear("decoder_pred", "prediction_head"),
 ]
 
 
