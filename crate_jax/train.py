@@ -1,8 +1,10 @@
 """Train a model; started again with the same workdir it goes on where it stopped."""
 
 import collections
+import dataclasses
 import json
 import signal
+import tempfile
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -11,10 +13,11 @@ import jax
 
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
-from crate_jax.training import cli, evaluation, optim, restore, state, steps, workdir
+from crate_jax.training import cli, evaluation, optim, restore, state, steps, throughput, workdir
 from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.config import Config
 from crate_jax.training.console import TrainingProgress, console, table
+from crate_jax.training.feed import Feed
 from crate_jax.training.metrics import MetricsWriter, ThroughputWindow, write_atomically
 from crate_jax.training.run import Run, make_run
 from crate_jax.training.sharding import batch_sharding, replicated, shard_batch
@@ -44,6 +47,8 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
       FloatingPointError: the loss or a gradient was not finite.
     """
     run = make_run(config, Path(path), overrides)
+    if config.data.benchmark:
+        return benchmark(run)
     for change in workdir.prepare(run.workdir, run.config, run.info, run.colours):
         console.print(f"changed since the last start: {change}")
     with jax.set_mesh(run.mesh):
@@ -52,6 +57,21 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
             return trainer.fit()
         finally:
             trainer.close()
+
+
+def benchmark(run: Run) -> None:
+    """Measure the input pipeline alone, the training step alone, and both together; nothing is kept.
+
+    The steps are those of the run, from its first parameters, in a workdir that is removed.
+    """
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(run.mesh):
+        trainer = Trainer(dataclasses.replace(run, workdir=Path(folder)))
+        try:
+            current = state.make_state(run.model, trainer.tx, trainer.key, trainer.abstract)
+            measured = throughput.measure(trainer.batches, trainer.train_step, current, run)
+        finally:
+            trainer.close()
+    table(f"input of {run.info.name}, {run.config.batch_size} examples a batch", measured)
 
 
 class Trainer:
@@ -129,24 +149,23 @@ class Trainer:
         return step.lower(self.abstract, batch).compile()
 
     def _loop(self, current: state.TrainState) -> state.TrainState:
-        stream = self.batches.iterate(self.start_step)
+        feed = Feed(self.batches.iterate(self.start_step), self.run.mesh)
         signals = (signal.SIGTERM, signal.SIGINT)
         handlers = {number: signal.signal(number, self._request_stop) for number in signals}
-        self.window = ThroughputWindow(self.start_step)
+        self.window = ThroughputWindow(self.start_step, feed)
         try:
             with TrainingProgress(self.total_steps, self.start_step) as self.progress:
                 for step in range(self.start_step + 1, self.total_steps + 1):
-                    with self.window.waiting():
-                        batch = next(stream)
+                    batch = next(feed)
                     with jax.transfer_guard("disallow"):
-                        current, report = self.train_step(current, shard_batch(batch, self.run.mesh))
+                        current, report = self.train_step(current, batch)
                     self.in_flight.append((step, report))
                     self._settle(current, keep=STEPS_IN_FLIGHT)
                     self._do_what_is_due(current, step)
                     if self.stop_requested:
                         break
         finally:
-            stream.close()
+            feed.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         self.checkpoints.wait()
