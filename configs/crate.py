@@ -15,10 +15,20 @@ Variants:
             at random after padding it by 28 px.
 """
 
+import dataclasses
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choose, epochs, percent
+from crate_jax.training.config import (
+    Config,
+    DataConfig,
+    Duration,
+    OptimizerConfig,
+    RegularizerConfig,
+    choose,
+    epochs,
+    percent,
+)
 
 
 def cifar10() -> Config:
@@ -68,6 +78,64 @@ def imagenet(size: str) -> Config:
     )
 
 
+# The ablation's networks have this shape, 125,002 parameters, or as many in another.
+SMALL = {"image_size": 32, "patch_size": 4, "num_classes": 10, "dim": 96, "depth": 4, "heads": 4}
+
+# name: the model, or what is changed of the released one.
+ABLATION = {
+    "released": {},
+    "tied": {"output": "tied"},
+    "tied-negative": {"output": "tied", "update": "negative"},
+    "tied-derived": {"output": "tied", "update": "derived", "compression_step": 0.5},
+    "transposed": {"output": "transposed"},
+    "fixed": {"output": "fixed"},
+    "identity": {"output": "identity"},
+    "linear": {"attention": "linear"},
+    "eq92": {"ista": "orthogonal"},
+    "unrolled": {"ista": "unrolled"},
+    "learned-steps": {"learn_steps": True},
+    "orthogonality": {"orthogonality": 0.1},
+    "srr": {"sparse_rate_reduction": 0.01},
+    "alpha": models.CRATEAlphaConfig(**{**SMALL, "dim": 54, "heads": 3}),
+    "tost": models.ToSTConfig(**{**SMALL, "dim": 52, "mlp_ratio": 4.35}),
+    "vit": models.ViTConfig(**{**SMALL, "dim": 48, "mlp_ratio": 4.3}),
+}
+
+
+def ablation(name: str, seed: int) -> Config:
+    """One run of the ablation: a small CRATE, or a network of as many parameters, on 12,800 images of CIFAR-10."""
+    change = ABLATION[name]
+    model, regularizer = change, RegularizerConfig()
+    if isinstance(change, dict):
+        terms = {key: value for key, value in change.items() if hasattr(regularizer, key)}
+        regularizer = dataclasses.replace(regularizer, **terms)
+        fields = {key: value for key, value in change.items() if key not in terms}
+        model = models.CRATEConfig(**SMALL, head_dim=24, **fields)
+    config = cifar10()
+    return dataclasses.replace(
+        config,
+        model=model,
+        seed=seed,
+        batch_size=64,
+        total=Duration(12_800, "examples"),
+        warmup=percent(10),
+        log=percent(5),
+        eval=None,
+        checkpoint=percent(100),
+        trace=None,
+        data=dataclasses.replace(config.data, name="folder:data/cifar10", crop_padding=0),
+        optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.05, b2=0.98, clip_norm=1.0),
+        regularizer=regularizer,
+    )
+
+
+# Studies: python -m crate_jax.report trains every member.
+STUDIES = {
+    "ablation": {f"{name}-{seed}": partial(ablation, name, seed) for seed in range(3) for name in ABLATION}
+}
+
+
 def get_config(variant="cifar10"):
     sizes = {size: partial(imagenet, size) for size in ("tiny", "small", "base", "large")}
-    return choose(variant, {"cifar10": cifar10, **sizes})
+    members = {f"{study}/{name}": make for study, runs in STUDIES.items() for name, make in runs.items()}
+    return choose(variant, {"cifar10": cifar10, **sizes, **members})

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
         "unreadable", "skip", ["skip", "stop"], "What to do about unreadable images.", flag_values=values
     )
     flags.DEFINE_integer("processes", None, "How many; default: one a core.", flag_values=values)
-    flags.DEFINE_integer("shard_mib", 256, "Size of a shard, about.", flag_values=values)
+    flags.DEFINE_float("shard_mib", 256, "Size of a shard, about.", flag_values=values)
     rest = values(argv)
     name, output = values["input"].value, values["output"].value
     if len(rest) > 1:
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         data_dir=values["data_dir"].value,
         stop_at_unreadable=values["unreadable"].value == "stop",
         num_processes=values["processes"].value,
-        shard_bytes=values["shard_mib"].value * 2**20,
+        shard_bytes=round(values["shard_mib"].value * 2**20),
         progress=console.progress,
     )
     _report(name, Path(output), done)

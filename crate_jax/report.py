@@ -1,4 +1,4 @@
-"""Run a study: train and probe its models one after the other, then draw what they say together."""
+"""Run a study: train (and probe) its models one after the other, then draw what they say together."""
 
 import runpy
 import subprocess
@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 from crate_jax import InputError
-from crate_jax.analysis import scaling
+from crate_jax.analysis import ablation, scaling
 from crate_jax.training import cli
 from crate_jax.training.console import console, wide_table
+from crate_jax.training.metrics import read_metrics
+
+# A study is read as its name says.
+ANALYSES = {"scaling": scaling, "ablation": ablation}
 
 USAGE = "python -m crate_jax.report --config=configs/igpt.py:scaling --workdir=runs/scaling"
 
@@ -27,46 +31,32 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"--config: {file} has no study {study!r}; accepted: {', '.join(studies) or 'none there'}"
         )
+    analysis = ANALYSES[study]
     changes = [argument for argument in argv[1:] if argument.startswith("--config.")]
-    workdir = Path(flags["workdir"])
-    for name in studies[study]:
+    workdir, names = Path(flags["workdir"]), list(studies[study])
+    for name in names:
         run = workdir / name
-        if not scaling.is_trained(run):
+        if not is_trained(run):
             console.print(f"training {study}/{name}")
             _call("train", f"--config={file}:{study}/{name}", f"--workdir={run}", *changes)
-        if not scaling.is_probed(run):
+        if "probe" in analysis.COMMANDS and not is_probed(run):
             _call("probe", f"--workdir={run}")
-    rows = [scaling.summarise(workdir / name, name) for name in studies[study]]
-    picture = scaling.write(rows, workdir)
-    wide_table(
-        f"{study}: {len(rows)} runs",
-        [
-            "run",
-            "parameters",
-            "epochs",
-            "train nats",
-            "test nats",
-            "bits a pixel",
-            "best layer",
-            "probe %",
-            "untrained %",
-        ],
-        [
-            [
-                row.name,
-                f"{row.num_params:,}",
-                f"{row.epochs:.3g}",
-                f"{row.train_loss:.4f}",
-                f"{row.test_loss:.4f}",
-                f"{row.bits_per_pixel:.4f}",
-                row.best_layer,
-                f"{100 * row.probe:.2f}",
-                f"{100 * row.untrained:.2f}",
-            ]
-            for row in rows
-        ],
-    )
+    rows = analysis.read(workdir, names)
+    picture = analysis.write(rows, workdir)
+    wide_table(f"{study}: {len(names)} runs", list(analysis.HEADERS), [row.cells() for row in rows])
     console.print(f"written: {picture}")
+
+
+def is_trained(run: Path) -> bool:
+    """Whether the run has its final line."""
+    lines = read_metrics(run / "metrics.jsonl")
+    return bool(lines) and lines[-1].get("final", False)
+
+
+def is_probed(run: Path) -> bool:
+    """Whether the probe of the run is newer than its metrics."""
+    probe, metrics = run / "report" / "probe.json", run / "metrics.jsonl"
+    return probe.exists() and probe.stat().st_mtime >= metrics.stat().st_mtime
 
 
 def _call(command: str, *arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""Draw images from a trained next-pixel model, or complete the lower part of given ones."""
+"""Draw images from a trained next-pixel model, or complete the lower part of given ones; write text with one of bytes."""
 
 import io
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 from absl import flags
 
 from crate_jax import InputError, models
-from crate_jax.analysis import figures
+from crate_jax.analysis.pictures import image_grid
 from crate_jax.data import folders
 from crate_jax.models import sampling
 from crate_jax.training import cli, sharding
-from crate_jax.training.console import progress, table
+from crate_jax.training.console import console, progress, table
 from crate_jax.training.metrics import write_atomically
 from crate_jax.training.restore import open_run
 from crate_jax.training.run import Run
@@ -36,7 +36,8 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens of this probability together.", **own)
     flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", **own)
     flags.DEFINE_string("input", None, "An image or a folder to complete; the test split by default.", **own)
-    flags.DEFINE_string("output", None, "The PNG; the tokens go beside it as .npz.", **own)
+    flags.DEFINE_string("prompt", None, "What a text begins with.", **own)
+    flags.DEFINE_string("output", None, "The PNG, the tokens beside it as .npz; of text a file of it.", **own)
     return values
 
 
@@ -57,6 +58,13 @@ def main(argv: list[str]) -> None:
     draw = sampling.Draw(*(options[name].value for name in ("temperature", "top_k", "top_p")))
     draw.check(config.model.vocab_size)
     run, params, step = open_run(config, path, overrides)
+    if run.info.kind == "text":
+        _write_text(run, params, step, options, draw)
+        return
+    if options["prompt"].value is not None:
+        raise InputError(
+            "--prompt is for models of text; of images the upper rows are given, with --mode=complete"
+        )
     size = run.config.data.image_size
     rows = size // 2 if rows is None else rows
     if mode == "complete" and not 0 < rows < size:
@@ -80,7 +88,7 @@ def main(argv: list[str]) -> None:
         prompt[:, rows:] = UNKNOWN
         pictures = [prompt, *pictures, whole]
         arrays |= {"originals": originals, "given_rows": np.int32(rows)}
-    write_atomically(output, figures.image_grid(pictures))
+    write_atomically(output, image_grid(pictures))
     file = io.BytesIO()
     np.savez(file, **arrays)
     write_atomically(output.with_suffix(".npz"), file.getvalue())
@@ -91,18 +99,45 @@ def main(argv: list[str]) -> None:
     )
 
 
+def _write_text(
+    run: Run, params: models.Params, step: int, options: flags.FlagValues, draw: sampling.Draw
+) -> None:
+    """Print texts as long as the model's window, and write them to a file."""
+    if options["mode"].value != "unconditional":
+        raise InputError(
+            "--mode: found 'complete' for a model of text; accepted: --prompt=TEXT, which it goes on from"
+        )
+    prompt = np.frombuffer((options["prompt"].value or "").encode(), np.uint8)
+    positions = run.model.config.num_positions
+    if len(prompt) >= positions:
+        raise InputError(
+            f"--prompt: found {len(prompt)} bytes; accepted: fewer than the window of {positions}"
+        )
+    tokens = np.zeros((options["num"].value, positions), np.int32)
+    tokens[:, : len(prompt)] = prompt
+    drawn = draw_tokens(run, params, tokens, len(prompt), draw, options["seed"].value)
+    texts = [row.astype(np.uint8).tobytes().decode(errors="replace") for row in drawn]
+    output = Path(options["output"].value or run.workdir / "report" / "samples.txt")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, "\n\n".join(texts) + "\n")
+    for number, text in enumerate(texts, 1):
+        console.rule(f"{number}")
+        console.print(text, markup=False)
+    table(f"{run.workdir} at step {step}", {"written": f"{len(texts)} × {positions} bytes", "file": output})
+
+
 def draw_tokens(
     run: Run, params: models.Params, prompt: np.ndarray, given: int, draw: sampling.Draw, seed: int
 ) -> np.ndarray:
     """Tokens int32 `[b, n]` whose first `given` are those of `prompt` `[b, n]`, the batch split over the mesh.
 
-    A row of pixels is drawn at a time by one compiled scan, so that progress can be shown.
+    A row of pixels is drawn at a time by one compiled scan, so that progress can be shown; of text all of it.
     """
     count, positions = prompt.shape
     shards = sharding.batch_shards(run.mesh)
     padded = np.concatenate([prompt, np.zeros((-count % shards, positions), prompt.dtype)])
     split, everywhere = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
-    row = run.config.data.image_size
+    row = run.config.data.image_size or positions
     with jax.set_mesh(run.mesh):
         _, cache, _ = jax.eval_shape(lambda: sampling.start(run.model, len(padded)))
         placement = split, sharding.tree_shardings(cache, run.mesh, "cache/"), everywhere

@@ -1,22 +1,37 @@
 """Train a model; started again with the same workdir it goes on where it stopped."""
 
 import collections
+import dataclasses
 import json
 import sys
+import tempfile
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
-from crate_jax.training import cli, evaluation, optim, processes, program, restore, state, steps, workdir
+from crate_jax.training import (
+    cli,
+    evaluation,
+    optim,
+    processes,
+    program,
+    restore,
+    state,
+    steps,
+    throughput,
+    workdir,
+)
 from crate_jax.training.checkpoint import Checkpoints
-from crate_jax.training.config import Config
+from crate_jax.training.config import Config, MeshConfig
 from crate_jax.training.console import TrainingProgress, console, table
+from crate_jax.training.feed import Feed
 from crate_jax.training.metrics import MetricsWriter, ThroughputWindow, write_atomically
 from crate_jax.training.run import Run, make_run
-from crate_jax.training.sharding import shard_batch
+from crate_jax.training.sharding import make_mesh, replicated, shard_batch
 from crate_jax.training.summary import print_summary
 
 # Steps that the host may run ahead of the device: enough to hide its own work, few enough that forced host devices,
@@ -43,6 +58,8 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
       FloatingPointError: the loss or a gradient was not finite.
     """
     run = make_run(config, Path(path), overrides)
+    if config.data.benchmark:
+        return benchmark(run)
     for change in workdir.prepare(run.workdir, run.config, run.info, run.colours):
         console.print(f"changed since the last start: {change}")
     with jax.set_mesh(run.mesh):
@@ -53,6 +70,21 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
             # On several processes a failure is said at once: the others no longer answer, and a save needs them all.
             if sys.exc_info()[0] is None or not processes.several():
                 trainer.close()
+
+
+def benchmark(run: Run) -> None:
+    """Measure the input pipeline alone, the training step alone, and both together; nothing is kept.
+
+    The steps are those of the run, from its first parameters, in a workdir that is removed.
+    """
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(run.mesh):
+        trainer = Trainer(dataclasses.replace(run, workdir=Path(folder)))
+        try:
+            current = state.make_state(run.model, trainer.tx, trainer.key, trainer.abstract)
+            measured = throughput.measure(trainer.batches, trainer.train_step, current, run)
+        finally:
+            trainer.close()
+    table(f"input of {run.info.name}, {run.config.batch_size} examples a batch", measured)
 
 
 class Trainer:
@@ -114,15 +146,13 @@ class Trainer:
         return self._finish(current)
 
     def _loop(self, current: state.TrainState) -> state.TrainState:
-        stream = self.batches.iterate(self.start_step)
-        self.window = ThroughputWindow(self.start_step)
+        feed = Feed(self.batches.iterate(self.start_step), self.run.mesh)
+        self.window = ThroughputWindow(self.start_step, feed)
         progress = TrainingProgress(self.total_steps, self.start_step)
         try:
             with processes.StopSignals() as signals, progress as self.progress:
                 for step in range(self.start_step + 1, self.total_steps + 1):
-                    with self.window.waiting():
-                        batch = next(stream)
-                    batch = shard_batch(batch, self.run.mesh)
+                    batch = next(feed)
                     with jax.transfer_guard("disallow"):
                         current, report = self.train_step(current, batch)
                     self.in_flight.append((step, report))
@@ -132,7 +162,7 @@ class Trainer:
                     if self.stop_requested:
                         break
         finally:
-            stream.close()
+            feed.close()
         self.checkpoints.wait()
         return current
 
@@ -199,6 +229,19 @@ class Trainer:
         figures.layerwise(**measured, path=report / "layerwise.png", title=title)
         return report / "layerwise.png"
 
+    def _report_task(self, params, values: dict[str, float]) -> dict[str, str]:
+        """The task's own report, of a few examples: of several processes the first makes it, on one device of its own."""
+        run, mesh = self.run, self.run.mesh
+        if processes.several():
+            mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+            params = jax.jit(lambda params: params, out_shardings=replicated(run.mesh))(params)
+            params = jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
+            if not processes.is_first():
+                return {}
+        with jax.set_mesh(mesh):
+            apply = partial(run.model.apply, params)
+            return run.task.report(apply, values, run.source("test"), run.workdir / "report")
+
     def _raise_nonfinite(self, current: state.TrainState) -> None:
         """The state stopped moving at the bad step, and the batch is a function of the step: look at it again."""
         step = int(current.step)
@@ -221,10 +264,8 @@ class Trainer:
         if self.run.model.readings is not None:
             rows["layers"] = self._report_layers(current.eval_params)
         self.writer.write(int(current.step), {**values, "final": True})
-        if self.run.task.report is not None and processes.is_first():
-            source = self.run.source("test")
-            images = (source[i]["image"] for i in range(len(source)))
-            rows |= self.run.task.report(values, images, self.run.workdir / "report")
+        if self.run.task.report is not None:
+            rows |= self._report_task(current.eval_params, values)
         table("test set, last parameters", {**rows, "metrics": self.writer.path})
         return values
 

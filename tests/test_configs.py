@@ -28,6 +28,8 @@ CONFIGS = {
         "imagenet32_crate",
         "imagenet64_xl",
     ],
+    "mae": ["digits", "autoencoder", "cifar10", "tiny", "small", "base", "large"],
+    "text": ["gpt", "bert", "transformer_gpt", "transformer_bert", "openwebtext", "openwebtext_transformer"],
 }
 ALL = [(file, variant) for file, variants in CONFIGS.items() for variant in variants]
 

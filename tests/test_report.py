@@ -31,8 +31,8 @@ def trained(tmp_path_factory):
 
 def test_summary_of_a_run(trained):
     workdir, values = trained
-    assert scaling.is_trained(workdir)
-    assert scaling.is_probed(workdir)
+    assert report.is_trained(workdir)
+    assert report.is_probed(workdir)
     row = scaling.summarise(workdir, "one")
     assert (row.probe, row.best_layer, row.untrained, row.pixels) == (0.75, 2, 0.25, 0.625)
     assert row.test_loss == values["eval/loss"]
@@ -54,9 +54,9 @@ def test_pictures_and_figures_are_written(trained, tmp_path):
 
 
 def test_a_run_without_its_end_is_not_trained(tmp_path):
-    assert not scaling.is_trained(tmp_path)
+    assert not report.is_trained(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "train/loss": 1.0}\n')
-    assert not scaling.is_trained(tmp_path)
+    assert not report.is_trained(tmp_path)
 
 
 @pytest.mark.parametrize(

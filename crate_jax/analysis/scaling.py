@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +15,20 @@ from crate_jax import models
 from crate_jax.analysis.figures import BLUE, GREY, ORANGE, save
 from crate_jax.training.metrics import read_metrics, write_atomically
 from crate_jax.training.workdir import read_config, read_dataset
+
+# The commands that every run of a study goes through, and the columns of its table.
+COMMANDS = ("train", "probe")
+HEADERS = (
+    "run",
+    "parameters",
+    "epochs",
+    "train nats",
+    "test nats",
+    "bits a pixel",
+    "best layer",
+    "probe %",
+    "untrained %",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +47,24 @@ class Row:
     pixels: float
     curve: dict[str, list[list[float]]]  # "train" and "test": [epochs seen, nats a token]
 
+    def cells(self) -> list:
+        """What stands under HEADERS."""
+        return [
+            self.name,
+            f"{self.num_params:,}",
+            f"{self.epochs:.3g}",
+            f"{self.train_loss:.4f}",
+            f"{self.test_loss:.4f}",
+            f"{self.bits_per_pixel:.4f}",
+            self.best_layer,
+            f"{100 * self.probe:.2f}",
+            f"{100 * self.untrained:.2f}",
+        ]
 
-def is_trained(run: Path) -> bool:
-    """Whether the run has its final line."""
-    lines = read_metrics(run / "metrics.jsonl")
-    return bool(lines) and lines[-1].get("final", False)
 
-
-def is_probed(run: Path) -> bool:
-    """Whether the probe of the run is newer than its metrics."""
-    probe, metrics = run / "report" / "probe.json", run / "metrics.jsonl"
-    return probe.exists() and probe.stat().st_mtime >= metrics.stat().st_mtime
+def read(workdir: Path, names: Iterable[str]) -> list[Row]:
+    """The rows of a study whose runs are all done."""
+    return [summarise(workdir / name, name) for name in names]
 
 
 def summarise(run: Path, name: str) -> Row:

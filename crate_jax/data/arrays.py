@@ -30,6 +30,8 @@ class _Arrays:
 
 
 class Digits:
+    classes = tuple("0123456789")
+
     def __init__(self):
         from sklearn.datasets import load_digits  # takes a second to import; only this dataset needs it
 
@@ -45,7 +47,7 @@ class Digits:
             image_size=8,
             channels=1,
             num_classes=10,
-            class_names=tuple("0123456789"),
+            class_names=self.classes,
             max_value=16,
             num_examples=self.splits,
         )
@@ -72,14 +74,15 @@ class Npz:
             labels = {split: self._labels(archive, *pair) for split, pair in names.items()}
         if len({shape[1:] for shape in self._shapes.values()}) > 1:
             raise InputError(f"{path}: x_train and x_test hold images of different shapes")
-        self._classes, train = np.unique(labels["train"], return_inverse=True)
-        if len(self._classes) < 2:
-            raise InputError(f"{path} holds labels of one class, {self._classes[0]}; accepted: two or more")
+        values, train = np.unique(labels["train"], return_inverse=True)
+        self.classes = tuple(str(value) for value in values)
+        if len(values) < 2:
+            raise InputError(f"{path} holds labels of one class, {values[0]}; accepted: two or more")
         if "test" in labels:
-            if unknown := np.setdiff1d(labels["test"], self._classes).tolist():
+            if unknown := np.setdiff1d(labels["test"], values).tolist():
                 raise InputError(f"{path}: labels in y_test but not in y_train: {unknown[:5]}")
             chosen = {split: slice(None) for split in SPLITS}
-            numbers = {"train": train, "test": np.searchsorted(self._classes, labels["test"])}
+            numbers = {"train": train, "test": np.searchsorted(values, labels["test"])}
         else:
             chosen = held_out_fifth(train, str(path))
             numbers = {split: train[chosen[split]] for split in SPLITS}
@@ -133,8 +136,8 @@ class Npz:
             name=name,
             image_size=min(height, width),
             channels=channels,
-            num_classes=len(self._classes),
-            class_names=tuple(str(value) for value in self._classes),
+            num_classes=len(self.classes),
+            class_names=self.classes,
             max_value=255,
             num_examples=self.splits,
         )

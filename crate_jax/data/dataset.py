@@ -27,7 +27,8 @@ class DatasetInfo:
         num_classes: number of classes.
         class_names: their names; the label is the place in this tuple.
         max_value: the pixel value that means white.
-        num_examples: number of examples in "train" and in "test", as they are used.
+        num_examples: number of examples in "train" and in "test", as they are used; of text, of bytes.
+        kind: "images", or "text", which has neither size, channels nor classes.
     """
 
     name: str
@@ -37,6 +38,7 @@ class DatasetInfo:
     class_names: tuple[str, ...]
     max_value: int
     num_examples: dict[str, int]
+    kind: str = "images"
 
 
 class Source(Protocol):
@@ -45,7 +47,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": uint8 [h, w, c] or `transforms.Encoded`, "label": np.int32}; InputError if it cannot be read."""
+        """{"image": uint8 [h, w, c] or `transforms.Encoded`, "label": np.int32}, or of text {"text": uint8 [n]}; InputError
+        if it cannot be read.
+        """
         ...
 
 

@@ -28,7 +28,7 @@ class Folder:
             if _directories(path / "train", excluded):
                 train = _class_folders(path / "train", excluded)
                 test = _class_folders(self._test_directory(path, excluded), excluded)
-                self._classes = sorted(train, key=natural)
+                self.classes = tuple(sorted(train, key=natural))
                 if unknown := sorted(test.keys() - train.keys(), key=natural):
                     raise InputError(
                         f"folder {path}: classes in the test split but not in train: {', '.join(unknown[:5])}"
@@ -36,13 +36,13 @@ class Folder:
                 self._splits = {"train": self._labelled(train), "test": self._labelled(test)}
             else:
                 images = _class_folders(path, excluded)
-                self._classes = sorted(images, key=natural)
+                self.classes = tuple(sorted(images, key=natural))
                 self._splits = {"train": self._labelled(images)}
         except OSError as error:
             raise InputError(f"folder {error.filename} cannot be read ({error.strerror})") from error
-        if len(self._classes) < 2:
+        if len(self.classes) < 2:
             found = (
-                f"images of one class, {self._classes[0]}/" if self._classes else "no images in class folders"
+                f"images of one class, {self.classes[0]}/" if self.classes else "no images in class folders"
             )
             raise InputError(f"folder {path} holds {found}; {_LAYOUT}, of two classes or more")
         if "test" not in self._splits:
@@ -62,8 +62,8 @@ class Folder:
         raise InputError(f"folder {path} has train/ but neither test/CLASS/ nor val/CLASS/; {accepted}")
 
     def _labelled(self, images: dict[str, list[str]]) -> tuple[list[str], np.ndarray]:
-        paths = [path for name in self._classes for path in images.get(name, ())]
-        counts = [len(images.get(name, ())) for name in self._classes]
+        paths = [path for name in self.classes for path in images.get(name, ())]
+        counts = [len(images.get(name, ())) for name in self.classes]
         return paths, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
     def info(self, name: str) -> DatasetInfo:
@@ -73,8 +73,8 @@ class Folder:
             name=name,
             image_size=size,
             channels=channels,
-            num_classes=len(self._classes),
-            class_names=tuple(self._classes),
+            num_classes=len(self.classes),
+            class_names=self.classes,
             max_value=255,
             num_examples=self.splits,
         )

@@ -54,9 +54,9 @@ class Parquet:
         kept = {split: source for split, source in self._sources.items() if labels[split].min() >= 0}
         self._sources = kept
         count = 1 + max(int(values.max()) for values in labels.values())
-        self._classes = names or tuple(str(i) for i in range(count))
-        if count > len(self._classes):
-            raise InputError(f"{self._name}: labels up to {count - 1}, {len(self._classes)} class names")
+        self.classes = names or tuple(str(i) for i in range(count))
+        if count > len(self.classes):
+            raise InputError(f"{self._name}: labels up to {count - 1}, {len(self.classes)} class names")
         self.splits = {split: len(source) for split, source in kept.items()}
 
     def info(self, name: str) -> DatasetInfo:
@@ -69,8 +69,8 @@ class Parquet:
             name=name,
             image_size=size,
             channels=channels,
-            num_classes=len(self._classes),
-            class_names=self._classes,
+            num_classes=len(self.classes),
+            class_names=self.classes,
             max_value=255,
             num_examples=self.splits,
         )

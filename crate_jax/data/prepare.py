@@ -107,20 +107,19 @@ def prepare(
         InputError: the dataset or ``output`` cannot be used, an image is unreadable (if that is to stop), counts differ.
     """
     dataset = sources.find(name, data_dir=data_dir, exclude=str(output))
-    info = dataset.info(name)
     splits = {split: dataset.load(split) for split in dataset.splits}
     output.mkdir(parents=True, exist_ok=True)
     with _lock(output):
-        shards = _plan(name, splits, output, info.class_names, shard_bytes)
+        shards = _plan(name, splits, output, dataset.classes, shard_bytes)
         if not (output / FINISHED).is_file():
             _write_missing(shards, splits, stop_at_unreadable, num_processes, progress)
-            _finish(output, shards, splits, info.class_names)
+            _finish(output, shards, splits, dataset.classes)
     report = json.loads((output / REPORT).read_text(encoding="utf-8"))
     counts = {
         split: Counts(**{**values, "unreadable": tuple(values["unreadable"])})
         for split, values in report["splits"].items()
     }
-    return Prepared(info.class_names, counts, _warnings(info.class_names, counts))
+    return Prepared(dataset.classes, counts, _warnings(dataset.classes, counts))
 
 
 @contextlib.contextmanager
@@ -260,13 +259,11 @@ def _write_in_worker(shard: _Shard, stop_at_unreadable: bool) -> int:
 def _write(shard: _Shard, source: Source, stop_at_unreadable: bool) -> int:
     """Writes a shard under a temporary name, counts its records, and only then gives it its own; returns its examples."""
     from array_record.python import array_record_module
-    from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    serializer = ExampleSerializer(_features(("any",)).get_serialized_info())
     # Its own name for each process: what a killed preparation's processes still write, no other one touches.
     temporary = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.tmp")
     unreadable, written, size = [], 0, 0
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     for index in range(shard.start, shard.stop):
         try:
             example = source[index]
@@ -277,13 +274,7 @@ def _write(shard: _Shard, source: Source, stop_at_unreadable: bool) -> int:
                 raise
             unreadable.append(str(error))
             continue
-        record = serializer.serialize_example(
-            {
-                "image": content.data,
-                "label": np.int64(example["label"]),
-                "file_name": os.path.basename(content.where).encode(),
-            }
-        )
+        record = _record(content, int(example["label"]))
         writer.write(record)
         written, size = written + 1, size + len(record)
     writer.close()
@@ -296,6 +287,17 @@ def _write(shard: _Shard, source: Source, stop_at_unreadable: bool) -> int:
     _write_whole(shard.report, json.dumps({"written": written, "bytes": size, "unreadable": unreadable}))
     temporary.replace(shard.path)
     return shard.stop - shard.start
+
+
+def _record(image: transforms.Encoded, label: int) -> bytes:
+    """A tf.train.Example, the same bytes each time."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(image.data)
+    example.features.feature["label"].int64_list.value.append(label)
+    example.features.feature["file_name"].bytes_list.value.append(os.path.basename(image.where).encode())
+    return example.SerializeToString(deterministic=True)
 
 
 def _finish(

@@ -35,7 +35,7 @@ class _Labelled:
     """Prepared records with the features image and label."""
 
     def __init__(self, name: str, features: Any, splits: dict[str, Sequence[dict[str, Any]]]):
-        self._name, self._features = name, features
+        self._name = name
         if not _is_labelled_image(features):
             raise InputError(f"{name} has the features {', '.join(features)}; accepted: image, label")
         # Some test splits (ImageNet's) come without labels, which are then −1.
@@ -46,6 +46,7 @@ class _Labelled:
             accepted = "accepted: train, and test or validation with labels"
             raise InputError(f"{name} has the splits {', '.join(splits)}; {accepted}")
         self.splits = {split: len(records) for split, records in self._splits.items()}
+        self.classes = tuple(features["label"].names)
 
     def info(self, name: str) -> DatasetInfo:
         source = self.load("train")
@@ -54,8 +55,8 @@ class _Labelled:
             name=name,
             image_size=size,
             channels=channels,
-            num_classes=self._features["label"].num_classes,
-            class_names=tuple(self._features["label"].names),
+            num_classes=len(self.classes),
+            class_names=self.classes,
             max_value=255,
             num_examples=self.splits,
         )

@@ -1,4 +1,4 @@
-"""Datasets by name: where labelled images come from.
+"""Datasets by name: where labelled images come from, and text.
 
 ====================  ======================================================================================
 ``digits``            scikit-learn's 1,797 scans of 8×8 pixels and 17 grey levels; a stratified fifth (360)
@@ -16,6 +16,9 @@
                       which a stratified fifth is held out; images are uint8 [n, h, w] or
                       [n, h, w, 1 or 3], labels integers or strings [n] or [n, 1]
 ``tfds:NAME``         a TensorFlow dataset with the features image and label, read without TensorFlow
+``stdlib``            text: the source code of Python's own library, the modules at its top; about 5 MB
+``text:PATH``         text: a file, or a folder of files, or one with train/ and test/; of a text without a
+                      test part the last tenth is held out
 ====================  ======================================================================================
 
 A held-out fifth is the same in every run, whatever the seed. Splits are asked for as in TensorFlow datasets, see
@@ -34,8 +37,9 @@ from crate_jax.data.folders import Folder
 from crate_jax.data.parquet import Parquet
 from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
+from crate_jax.data.text import Text
 
-__all__ = ["Dataset", "DatasetInfo", "Source", "find", "inspect", "load"]
+__all__ = ["Dataset", "DatasetInfo", "Source", "find", "inspect", "load", "load_text"]
 
 _PATHS = {"array_record": ArrayRecord, "tar": Tars, "parquet": Parquet, "npz": Npz}
 
@@ -60,6 +64,8 @@ def inspect(
     Raises:
         InputError: an unknown name or split, or data that are missing or not in an accepted form.
     """
+    if (text := _find_text(name)) is not None:
+        return text.info(name)
     dataset = find(name, data_dir=data_dir, exclude=exclude)
     info = dataset.info(name)
     counts = {
@@ -73,7 +79,7 @@ def load(
     name: str,
     split: str,
     *,
-    image_size: int | None = None,
+    image_size: transforms.Size | None = None,
     channels: int | None = None,
     resize: int | None = None,
     data_dir: str | None = None,
@@ -84,7 +90,7 @@ def load(
     Args:
         name: see the table above.
         split: such as "train", "test" or "train[:90%]".
-        image_size: height and width, see `transforms.fit`; None leaves the images as they are stored.
+        image_size: see `transforms.fit`; None leaves the images as they are stored.
         channels: 1 (grey) or 3 (RGB); goes with ``image_size``.
         resize: see `transforms.fit`.
         data_dir: where TensorFlow datasets are kept; None takes their default.
@@ -93,7 +99,7 @@ def load(
     Raises:
         InputError: as `inspect`, or a split, size or number of channels that does not exist.
     """
-    if image_size is not None and image_size < 1:
+    if image_size is not None and min(transforms.sides(image_size)) < 1:
         raise InputError(f"image size is {image_size}; accepted: 1 pixel or more")
     if image_size is not None and channels not in (1, 3):
         raise InputError(f"number of channels is {channels}; accepted: 1 (grey), 3 (RGB)")
@@ -107,6 +113,27 @@ def load(
     return source if image_size is None else _Fitted(source, image_size, channels, resize)
 
 
+def load_text(name: str, use: str, *, length: int) -> Source:
+    """The windows of a text, see `text.Text.windows`.
+
+    Args:
+        name: ``stdlib`` or ``text:PATH``.
+        use: "train" or "test".
+        length: bytes of a window.
+
+    Raises:
+        InputError: a text that is missing, empty, or shorter than a window.
+    """
+    return _find_text(name).windows(use, length)
+
+
+def _find_text(name: str) -> Text | None:
+    if name == "stdlib":
+        return Text.standard_library()
+    kind, _, path = name.partition(":")
+    return Text(Path(path).expanduser()) if kind == "text" and path else None
+
+
 def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) -> Dataset:
     """The dataset of a name; see `inspect` for the arguments."""
     kind, _, rest = name.partition(":")
@@ -118,7 +145,9 @@ def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) 
         return _PATHS[kind](Path(rest).expanduser())
     if kind == "tfds" and rest:
         return Tfds(rest, data_dir)
-    accepted = ", ".join(("digits", "tfds:NAME", "folder:PATH", *(f"{kind}:PATH" for kind in _PATHS)))
+    accepted = ", ".join(
+        ("digits", "tfds:NAME", "folder:PATH", *(f"{kind}:PATH" for kind in _PATHS), "stdlib", "text:PATH")
+    )
     raise InputError(f"unknown dataset {name!r}; accepted: {accepted}")
 
 
@@ -127,7 +156,7 @@ class _Fitted:
     """A source with images of one shape."""
 
     source: Source
-    size: int
+    size: transforms.Size
     channels: int
     resize: int | None
 

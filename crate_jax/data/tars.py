@@ -58,9 +58,9 @@ class Tars:
     def __init__(self, path: Path):
         self._name = f"tar:{path}"
         if any((path / name).is_file() for name in _IMAGENET):
-            self._classes, self._sources = _imagenet(path)
+            self.classes, self._sources = _imagenet(path)
         else:
-            self._classes, self._sources = _archives(path)
+            self.classes, self._sources = _archives(path)
         self.splits = {split: len(source) for split, source in self._sources.items()}
 
     def info(self, name: str) -> DatasetInfo:
@@ -70,8 +70,8 @@ class Tars:
             name=name,
             image_size=size,
             channels=channels,
-            num_classes=len(self._classes),
-            class_names=self._classes,
+            num_classes=len(self.classes),
+            class_names=self.classes,
             max_value=255,
             num_examples=self.splits,
         )

@@ -76,53 +76,65 @@ def encode(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image)[1].tobytes()
 
 
-def fit(image: Image, *, size: int, channels: int, resize: int | None = None) -> np.ndarray:
+# (height, width), or one number for both.
+Size = int | tuple[int, int]
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def fit(image: Image, *, size: Size, channels: int, resize: int | None = None) -> np.ndarray:
     """The centre of an image, of one size and number of channels.
 
     Args:
         image: uint8 [height, width, 1 or 3], or encoded.
-        size: height and width of the result.
+        size: that of the result.
         channels: 1 or 3.
         resize: the short side to which the image is resized before ``size`` pixels are cut from its centre, with the
             filter of torchvision's Resize (Pillow's bilinear): 256 for 224 is the papers' evaluation on ImageNet. None
-            resizes the largest centre square to ``size``.
+            resizes the largest centre part of that shape (a square for one number) to ``size``.
 
     Returns:
-        uint8 [size, size, channels]; the image itself where nothing has to change.
+        uint8 [*size, channels]; the image itself where nothing has to change.
 
     Raises:
-        InputError: the image cannot be decoded, or ``resize`` is less than ``size``.
+        InputError: the image cannot be decoded, or ``resize`` leaves less than ``size``.
     """
-    image = _array(image, channels)
-    if image.shape == (size, size, channels) and resize is None:
+    image, (rows, columns) = _array(image, channels), sides(size)
+    if image.shape == (rows, columns, channels) and resize is None:
         return image
     height, width, _ = image.shape
-    short = min(height, width)
+    # The part to cut: as large as the image allows, or exactly what is wanted of the resized one.
+    high, wide = min(height, width * rows // columns), min(width, height * columns // rows)
     if resize is not None:
-        if resize < size:
-            raise InputError(f"data.eval_resize: found {resize}; accepted: {size} (the image size) or more")
+        short = min(height, width)
         height, width = (int(resize * side / short) for side in (height, width))
+        if height < rows or width < columns:
+            least = max(rows, columns)
+            raise InputError(f"data.eval_resize: found {resize}; accepted: {least} (the image size) or more")
         image = np.asarray(
             pillow.fromarray(image.squeeze(-1) if channels == 1 else image).resize(
                 (width, height), pillow.Resampling.BILINEAR
             )
         )
-        short = size
+        high, wide = rows, columns
     # Python rounds halves to even, as torchvision's CenterCrop does.
-    top, left = round((height - short) / 2), round((width - short) / 2)
-    image = image[top : top + short, left : left + short]
-    if short != size:
+    top, left = round((height - high) / 2), round((width - wide) / 2)
+    image = image[top : top + max(1, high), left : left + max(1, wide)]
+    if (high, wide) != (rows, columns):
         # Averaging over areas keeps a reduced image free of aliasing; it has no meaning for an enlarged one.
-        interpolation = cv2.INTER_AREA if size < short else cv2.INTER_LINEAR
-        image = cv2.resize(image, (size, size), interpolation=interpolation)
-    return image.reshape(size, size, channels)  # OpenCV and Pillow drop a single channel
+        interpolation = cv2.INTER_AREA if rows < high else cv2.INTER_LINEAR
+        image = cv2.resize(image, (columns, rows), interpolation=interpolation)
+    return image.reshape(rows, columns, channels)  # OpenCV and Pillow drop a single channel
 
 
 def inception_crop(
     image: Image,
     rng: np.random.Generator,
     *,
-    size: int,
+    size: Size,
     channels: int,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -136,27 +148,29 @@ def inception_crop(
     Args:
         image: uint8 [height, width, 1 or 3], or encoded.
         rng: two to forty numbers are drawn.
-        size: height and width of the result.
+        size: that of the result.
         channels: 1 or 3.
         scale: smallest and largest share of the area.
         ratio: smallest and largest width over height.
 
     Returns:
-        uint8 [size, size, channels].
+        uint8 [*size, channels].
     """
+    rows, columns = sides(size)
     shape = _jpeg_shape(image.data) if isinstance(image, Encoded) else None
     if shape is None:
         image = _array(image, channels)
         shape = image.shape[:2]
     top, left, height, width = _crop_box(rng, *shape, scale, ratio)
     if isinstance(image, Encoded):
-        reduction = next((r for r in (8, 4, 2) if min(height, width) >= r * size), 1)
+        reduction = next((r for r in (8, 4, 2) if height >= r * rows and width >= r * columns), 1)
         image = decode(*image, channels=channels, reduction=reduction)
         top, left = top // reduction, left // reduction
         height, width = round(height / reduction), round(width / reduction)
     part = image[top : top + height, left : left + width]
     # What is left to reduce is less than 2 in one direction: averaging over areas would cost as much as decoding.
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, channels)
+    part = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    return part.reshape(rows, columns, channels)
 
 
 def _crop_box(rng, height: int, width: int, scale, ratio) -> tuple[int, int, int, int]:
@@ -234,7 +248,7 @@ class Augment:
         shift: largest shift in pixels, may be a fraction, see `random_shift`.
         flip: mirror half of the examples.
         crop_padding: pixels added on each side before a random crop, see `random_crop`.
-        size: height and width; None leaves the image as it is.
+        size: (height, width) or one number for both; None leaves the image as it is.
         channels: 1 or 3; None leaves the image as it is.
         resize: see `fit`, which gives the image its size unless ``crop_scale`` does.
         crop_scale: the `inception_crop`'s smallest and largest share of the area; empty is off.
@@ -247,7 +261,7 @@ class Augment:
     shift: float = 0.0
     flip: bool = False
     crop_padding: int = 0
-    size: int | None = None
+    size: Size | None = None
     channels: int | None = None
     resize: int | None = None
     crop_scale: tuple[float, ...] = ()

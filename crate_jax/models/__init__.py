@@ -13,9 +13,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from crate_jax.models import trace
-from crate_jax.models.crate import CRATE, CRATEConfig, crate
+from crate_jax.models.crate import CRATE, CRATEConfig, CRATELayers, crate
+from crate_jax.models.crate_alpha import CRATEAlpha, CRATEAlphaConfig, crate_alpha
+from crate_jax.models.crate_mae import CRATEMAE, CRATEMAEConfig, crate_mae
 from crate_jax.models.gpt import CRATEGPT, IGPT, MASKED, CRATEGPTConfig, IGPTConfig, TokenConfig, igpt
+from crate_jax.models.images import ImageConfig, at_resolution, resize_positions
 from crate_jax.models.model import Images, Model, Params
+from crate_jax.models.stack import Trace
+from crate_jax.models.tost import ToST, ToSTConfig, tost
+from crate_jax.models.vit import ViT, ViTConfig, vit
 
 
 class Family(NamedTuple):
@@ -28,8 +34,12 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "crate": Family(CRATEConfig, CRATE, trace.readings),
+    "crate_alpha": Family(CRATEAlphaConfig, CRATEAlpha, trace.readings),
     "crate_gpt": Family(CRATEGPTConfig, CRATEGPT, trace.readings),
+    "crate_mae": Family(CRATEMAEConfig, CRATEMAE, trace.readings),
     "igpt": Family(IGPTConfig, IGPT, None),
+    "tost": Family(ToSTConfig, ToST, None),
+    "vit": Family(ViTConfig, ViT, None),
 }
 
 
@@ -42,18 +52,35 @@ def create(config: Any) -> Model:
 __all__ = [
     "CRATE",
     "CRATEGPT",
+    "CRATEMAE",
     "FAMILIES",
     "IGPT",
     "MASKED",
+    "CRATEAlpha",
+    "CRATEAlphaConfig",
     "CRATEConfig",
     "CRATEGPTConfig",
+    "CRATELayers",
+    "CRATEMAEConfig",
     "Family",
     "IGPTConfig",
+    "ImageConfig",
     "Images",
     "Model",
     "Params",
+    "ToST",
+    "ToSTConfig",
     "TokenConfig",
+    "Trace",
+    "ViT",
+    "ViTConfig",
+    "at_resolution",
     "crate",
+    "crate_alpha",
+    "crate_mae",
     "create",
     "igpt",
+    "resize_positions",
+    "tost",
+    "vit",
 ]

@@ -15,13 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax import InputError
-from crate_jax.models.crate import CRATEBlock
+from crate_jax.models.crate import CRATEBlock, CRATELayers
 from crate_jax.models.layers import (
+    Dense,
     RMSNorm,
     attend_cached,
     cache_token,
     causal_attention,
     layer_norm,
+    normal_param,
     resolve_dtype,
 )
 from crate_jax.models.model import Images
@@ -50,12 +52,15 @@ class TokenConfig:
     remat: str = "none"
     dtype: str = "auto"
 
+    @property
+    def sequence_length(self) -> int:
+        """Tokens that a block sees."""
+        return self.num_positions
+
     def describe_input(self) -> str:
         """What goes in and what comes out, for people."""
-        side = math.isqrt(self.num_positions)
-        shape = f"{side}×{side} images, " if side * side == self.num_positions else ""
         classes = f", {self.num_classes} classes" if self.num_classes else ""
-        return f"{shape}{self.num_positions} tokens of {self.vocab_size} values{classes}"
+        return f"{self.num_positions} tokens of {self.vocab_size} values{classes}"
 
     def fit(self, images: Images) -> tuple["TokenConfig", int]:
         """The configuration for such images, a token a pixel, and the size that they must be given.
@@ -65,6 +70,10 @@ class TokenConfig:
         Raises:
           InputError: positions or a vocabulary, set by the user, that the images do not have.
         """
+        if images.wanted_width is not None:
+            raise InputError(
+                f"data.image_width: found {images.wanted_width}; accepted for a model of tokens: none (square images)"
+            )
         size = images.wanted_size or min(images.size, math.isqrt(self.num_positions))
         vocab_size = images.levels if images.channels == 1 else self.vocab_size
         for name, found, needed, what in (
@@ -92,13 +101,10 @@ class IGPTConfig(TokenConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class CRATEGPTConfig(TokenConfig):
-    """All that determines a CRATE-GPT. `step_size` is η and `penalty` λ of the ISTA step."""
+class CRATEGPTConfig(CRATELayers, TokenConfig):
+    """All that determines a CRATE-GPT."""
 
     family: str = "crate_gpt"
-    head_dim: int = 64
-    step_size: float = 0.1
-    penalty: float = 0.1
 
 
 def igpt(size: str, **overrides) -> IGPTConfig:
@@ -113,32 +119,6 @@ def igpt(size: str, **overrides) -> IGPTConfig:
         raise InputError(f"size of iGPT: found {size!r}; accepted: {', '.join(SIZES)}")
     dim, depth, heads = SIZES[size]
     return IGPTConfig(**{"dim": dim, "depth": depth, "heads": heads, **overrides})
-
-
-def normal_kernel(shape: tuple[int, ...], stddev: float, rngs: nnx.Rngs) -> nnx.Param:
-    """N(0, stddev²); zeros for 0."""
-    return nnx.Param(stddev * jax.random.normal(rngs.params(), shape) if stddev else jnp.zeros(shape))
-
-
-class Dense(nnx.Module):
-    """x W (+ b) from the features `inputs` to the axes `outputs`; `kernel` is `[*inputs, *outputs]`.
-
-    Heads are axes of the kernel, so that a mesh can split them, and one matmul takes all of them together.
-    """
-
-    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, stddev, use_bias, dtype, rngs):
-        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
-        self.kernel = normal_kernel((*inputs, *outputs), stddev, rngs)
-        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = math.prod(self.inputs)
-        leading = x.shape[: x.ndim - len(self.inputs)]
-        out = x.astype(self.dtype).reshape(*leading, width) @ self.kernel[...].astype(self.dtype).reshape(
-            width, -1
-        )
-        out = out.reshape(*leading, *self.outputs)
-        return out if self.bias is None else out + self.bias[...].astype(self.dtype)
 
 
 class IGPTBlock(nnx.Module):
@@ -189,8 +169,8 @@ class _TokenModel(nnx.Module):
         self.config, self.dtype = config, dtype
         # The last row of a causal model's table is the learned start token.
         rows = config.vocab_size + config.causal
-        self.token_embedding = normal_kernel((rows, config.dim), 0.02, rngs)
-        self.position_embedding = normal_kernel((config.num_positions, config.dim), 0.01, rngs)
+        self.token_embedding = normal_param((rows, config.dim), 0.02, rngs)
+        self.position_embedding = normal_param((config.num_positions, config.dim), 0.01, rngs)
         self.blocks = Stack(
             lambda rngs: make_block(config, causal=config.causal, dtype=dtype, rngs=rngs),
             config.depth,

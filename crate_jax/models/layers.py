@@ -5,7 +5,9 @@ trained here starts from the same distribution. Parameters are float32; `dtype` 
 """
 
 import math
+from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,17 @@ from crate_jax import InputError, objectives
 LAYER_NORM_EPS = 1e-5
 
 
+def choose(field: str, value: str, accepted: Collection[str]) -> None:
+    """Raises InputError unless `value`, of the configuration's `field`, is one of those accepted."""
+    if value not in accepted:
+        raise InputError(f"{field}: found {value!r}; accepted: {', '.join(accepted)}")
+
+
 def resolve_dtype(name: str) -> jnp.dtype:
     """`auto` is bfloat16 on TPU and GPU and float32 on CPU, where XLA gains nothing from bfloat16."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16"):
-        raise InputError(f"model.dtype: found {name!r}; accepted: auto, float32, bfloat16")
+    choose("model.dtype", name, ("float32", "bfloat16", "auto"))
     return jnp.dtype(name)
 
 
@@ -44,9 +51,9 @@ def linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, use_bias: bool =
     )
 
 
-def layer_norm(dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(dim: int, *, eps: float = LAYER_NORM_EPS, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm as in PyTorch; statistics are float32 whatever `dtype` is."""
-    return nnx.LayerNorm(dim, epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 class RMSNorm(nnx.Module):
@@ -87,6 +94,32 @@ _rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 def _row_dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Σ_i a_i b_i over the last axis, which stays with length 1."""
     return jnp.einsum("...i,...i->...", a, b, precision=jax.lax.Precision.HIGHEST)[..., None]
+
+
+def normal_param(shape: tuple[int, ...], stddev: float, rngs: nnx.Rngs) -> nnx.Param:
+    """N(0, stddev²); zeros for 0."""
+    return nnx.Param(stddev * jax.random.normal(rngs.params(), shape) if stddev else jnp.zeros(shape))
+
+
+class Dense(nnx.Module):
+    """x W (+ b) from the features `inputs` to the axes `outputs`; `kernel` is `[*inputs, *outputs]`.
+
+    Heads are axes of the kernel, so that a mesh can split them, and one matmul takes all of them together.
+    """
+
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, stddev, use_bias, dtype, rngs):
+        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        self.kernel = normal_param((*inputs, *outputs), stddev, rngs)
+        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = math.prod(self.inputs)
+        leading = x.shape[: x.ndim - len(self.inputs)]
+        out = x.astype(self.dtype).reshape(*leading, width) @ self.kernel[...].astype(self.dtype).reshape(
+            width, -1
+        )
+        out = out.reshape(*leading, *self.outputs)
+        return out if self.bias is None else out + self.bias[...].astype(self.dtype)
 
 
 def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, block: int = 256) -> jax.Array:
@@ -136,8 +169,12 @@ def _attend_backward(saved, grad):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def attend_cached(query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array) -> jax.Array:
+def attend_cached(
+    query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array, *, softmax: bool = True
+) -> jax.Array:
     """softmax(p^-½ q Kᵀ) V of one token over the cached positions 0 … `position`, its own included.
+
+    Without the softmax its place is taken by the mean over those positions.
 
     query `[b, k, p]`, keys and values `[b, k, p, n]` of static length n → `[b, k, p]`; the softmax is float32. Positions
     come last: both products then read the cache in the order it lies in, which takes half the time on a CPU.
@@ -145,8 +182,11 @@ def attend_cached(query: jax.Array, keys: jax.Array, values: jax.Array, position
     scores = jnp.einsum("bkp,bkpn->bkn", query, keys, preferred_element_type=jnp.float32)
     seen = jnp.arange(keys.shape[-1]) <= position
     scores = jnp.where(seen, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bkn,bkpn->bkp", weights, values)
+    if softmax:
+        weights = jax.nn.softmax(scores, axis=-1)
+    else:
+        weights = jnp.where(seen, scores, 0) / (position + 1)
+    return jnp.einsum("bkn,bkpn->bkp", weights.astype(values.dtype), values)
 
 
 def cache_token(cache: jax.Array, token: jax.Array, position: jax.Array) -> jax.Array:
@@ -171,6 +211,23 @@ class PatchEmbed(nnx.Module):
         return self.norm_out(self.projection(self.norm_in(patchify(images, self.patch_size))))
 
 
+class PatchProjection(nnx.Module):
+    """Images to tokens by a linear map of patches alone: the convolution with stride p of ViT. As `PatchEmbed` otherwise.
+
+    Args:
+      gain: kernels start as N(0, gain/(p²c)).
+    """
+
+    def __init__(self, patch_size: int, channels: int, dim: int, *, gain: float, dtype, rngs: nnx.Rngs):
+        self.patch_size = patch_size
+        patch_dim = patch_size * patch_size * channels
+        stddev = math.sqrt(gain / patch_dim)
+        self.projection = Dense((patch_dim,), (dim,), stddev=stddev, use_bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.projection(patchify(images, self.patch_size))
+
+
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """`[b, h, w, c]` → `[b, (h/p)·(w/p), p·p·c]`, patches in row-major order."""
     b, h, w, c = images.shape
@@ -179,24 +236,80 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     return x.reshape(b, (h // p) * (w // p), p * p * c)
 
 
+def unpatchify(patches: jax.Array, patch_size: int, channels: int) -> jax.Array:
+    """The square images that `patchify` cuts into these patches, `[b, n, p·p·c]` → `[b, √n·p, √n·p, c]`."""
+    side = math.isqrt(patches.shape[1])
+    x = patches.reshape(len(patches), side, side, patch_size, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(len(patches), side * patch_size, side * patch_size, channels)
+
+
+def scalar(value: float, *, learned: bool) -> Any:
+    """A number, or a parameter that starts as one; read with `number`."""
+    return nnx.Param(jnp.asarray(value, jnp.float32)) if learned else value
+
+
+def number(value: Any) -> Any:
+    """What `scalar` holds."""
+    return value[...] if isinstance(value, nnx.Param) else value
+
+
 class MSSA(nnx.Module):
     """Multi-head subspace self-attention, one bases tensor U serving as query, key and value (CRATE eq. 12, Alg. 2).
 
-    MSSA(Z) = Σ_k softmax(p^-½ (Z U_k)(Z U_k)ᵀ) (Z U_k) W_k + b. The released code learns W where the derivation has
-    U_kᵀ; `bases` is `[k, d, p]`, `output` `[k, p, d]`. With `causal` a token attends to itself and those before it.
+    MSSA(Z) = Σ_k softmax(p^-½ (Z U_k)(Z U_k)ᵀ) (Z U_k) O_k, with `bases` U `[k, d, p]` and O `[k, p, d]`. With `causal` a
+    token attends to itself and those before it.
+
+    Args:
+      output: what O is.
+        free: a learned `output`, and a learned bias (use_bias); what the released code has where the derivation has U_kᵀ.
+        tied: β U_kᵀ with β = p/(N ε²), as derived (eq. 12).
+        transposed: the d × d matrix [U_1 … U_K] where `tied` (without β) has its transpose.
+        fixed: the random matrix that `free` starts from, never trained.
+        identity: the heads side by side, no matrix at all.
+      attention: softmax, or linear: the mean of the scores in its place (see `objectives.mssa`).
+      num_tokens, eps_sq: N and ε²; for `tied`.
     """
 
-    def __init__(self, dim: int, heads: int, head_dim: int, *, causal: bool = False, dtype, rngs: nnx.Rngs):
-        self.causal, self.dtype = causal, dtype
-        bases_init = uniform_init(1 / math.sqrt(dim))
-        output_init = uniform_init(1 / math.sqrt(heads * head_dim))
-        self.bases = nnx.Param(bases_init(rngs.params(), (heads, dim, head_dim)))
-        self.output = nnx.Param(output_init(rngs.params(), (heads, head_dim, dim)))
-        self.bias = nnx.Param(output_init(rngs.params(), (dim,)))
+    OUTPUTS = ("free", "tied", "transposed", "fixed", "identity")
+    ATTENTIONS = ("softmax", "linear")
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        *,
+        output: str = "free",
+        attention: str = "softmax",
+        num_tokens: int = 1,
+        eps_sq: float = 0.5,
+        use_bias: bool = True,
+        causal: bool = False,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        choose("model.output", output, self.OUTPUTS)
+        choose("model.attention", attention, self.ATTENTIONS)
+        if output in ("transposed", "identity") and heads * head_dim != dim:
+            raise InputError(
+                f"model.output: {output!r} needs model.heads × model.head_dim = model.dim; "
+                f"found {heads} × {head_dim} and {dim}"
+            )
+        self.kind, self.softmax, self.causal, self.dtype = output, attention == "softmax", causal, dtype
+        self.beta = head_dim / (num_tokens * eps_sq)
+        free, init = output == "free", uniform_init(1 / math.sqrt(heads * head_dim))
+        shape = (heads, head_dim, dim)
+        self.bases = nnx.Param(uniform_init(1 / math.sqrt(dim))(rngs.params(), (heads, dim, head_dim)))
+        self.output = nnx.Param(init(rngs.params(), shape)) if free else None
+        self.fixed_output = nnx.Param(init(rngs.params(), shape)) if output == "fixed" else None
+        self.bias = nnx.Param(init(rngs.params(), (dim,))) if free and use_bias else None
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        bases, output, bias = (p[...].astype(self.dtype) for p in (self.bases, self.output, self.bias))
-        return objectives.mssa(z.astype(self.dtype), bases, output, causal=self.causal) + bias
+        bases = self.bases[...].astype(self.dtype)
+        out = objectives.mssa(
+            z.astype(self.dtype), bases, self._output(), softmax=self.softmax, causal=self.causal
+        )
+        return self._add_bias(out)
 
     def decode(self, z: jax.Array, cache: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The update of one token `[b, d]`, given those before it; the cache `[b, k, p, n]` holds their projections.
@@ -205,28 +318,76 @@ class MSSA(nnx.Module):
         """
         projected = self.project(z[:, None])[:, :, 0]
         cache = cache_token(cache, projected, position)
-        attended = attend_cached(projected, cache, cache, position)
-        output, bias = self.output[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return jnp.einsum("bkp,kpd->bd", attended, output) + bias, cache
+        attended = attend_cached(projected, cache, cache, position, softmax=self.softmax)
+        return self._add_bias(jnp.einsum("bkp,kpd->bd", attended, self._output())), cache
 
     def project(self, z: jax.Array) -> jax.Array:
         """Coordinates of the tokens in every subspace, `[b, n, d]` → `[b, k, n, p]`."""
         return jnp.einsum("bnd,kdp->bknp", z.astype(self.dtype), self.bases[...].astype(self.dtype))
 
+    def _output(self) -> jax.Array:
+        """O `[k, p, d]`."""
+        bases = self.bases[...]
+        heads, dim, head_dim = bases.shape
+        output = {
+            "free": lambda: self.output[...],
+            "tied": lambda: self.beta * jnp.swapaxes(bases, 1, 2),
+            "transposed": lambda: jnp.swapaxes(bases, 0, 1).reshape(heads, head_dim, dim),
+            "fixed": lambda: jax.lax.stop_gradient(self.fixed_output[...]),
+            "identity": lambda: jnp.eye(dim).reshape(heads, head_dim, dim),
+        }[self.kind]()
+        return output.astype(self.dtype)
+
+    def _add_bias(self, x: jax.Array) -> jax.Array:
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
 
 class ISTA(nnx.Module):
-    """One proximal step on the LASSO with a learned complete dictionary (CRATE eq. 17), in the one-matmul form.
+    """Sparsification with a learned complete dictionary D `[d, d]`; tokens are rows, so z D is the papers' Dᵀz.
 
-    relu(z + η z (D − DᵀD) − ηλ), D `[d, d]`: exactly the released relu(z + η(Dᵀz − DᵀDz) − ηλ), with the d×d matrix
-    formed once for all tokens.
+    Args:
+      step_size, penalty: η and λ; with `learned` the values that two parameters start from.
+      form: the step.
+        released: relu(z + η z (D − DᵀD) − ηλ), one proximal step on the LASSO from the tokens themselves (CRATE eq. 17),
+          exactly the released relu(z + η(Dᵀz − DᵀDz) − ηλ) with the d×d matrix formed once for all tokens.
+        orthogonal: relu((1 + 4/(9(1 + α))) z D − 4λ/(9α)), α = d/(N ε²): the step derived for an orthogonal D (eq. 92),
+          which D is at the start. There is no η.
+        unrolled: `steps` proximal steps from zero, z⁰ = 0, zⁱ⁺¹ = relu(zⁱ + η (x − zⁱDᵀ) D − ηλ).
+      num_tokens, eps_sq: N and ε²; for `orthogonal`.
     """
 
-    def __init__(self, dim: int, *, step_size: float, penalty: float, dtype, rngs: nnx.Rngs):
-        self.step_size, self.penalty, self.dtype = step_size, penalty, dtype
+    FORMS = ("released", "orthogonal", "unrolled")
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        step_size: float,
+        penalty: float,
+        form: str = "released",
+        steps: int = 2,
+        num_tokens: int = 1,
+        eps_sq: float = 0.5,
+        learned: bool = False,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        choose("model.ista", form, self.FORMS)
+        self.form, self.steps, self.dtype = form, steps, dtype
+        self.alpha = dim / (num_tokens * eps_sq)
         # torch.nn.init.kaiming_uniform_ with its default gain √2.
-        self.dictionary = nnx.Param(uniform_init(math.sqrt(6 / dim))(rngs.params(), (dim, dim)))
+        init = nnx.initializers.orthogonal() if form == "orthogonal" else uniform_init(math.sqrt(6 / dim))
+        self.dictionary = nnx.Param(init(rngs.params(), (dim, dim)))
+        self.step_size = scalar(step_size, learned=learned and form != "orthogonal")
+        self.penalty = scalar(penalty, learned=learned)
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        return objectives.ista_step(
-            z.astype(self.dtype), self.dictionary[...], step_size=self.step_size, penalty=self.penalty
-        )
+        z, dictionary = z.astype(self.dtype), self.dictionary[...]
+        penalty = number(self.penalty)
+        if self.form == "orthogonal":
+            moved = (1 + 4 / (9 * (1 + self.alpha))) * (z @ dictionary.astype(self.dtype))
+            return objectives.soft_threshold(moved, 4 * penalty / (9 * self.alpha), nonnegative=True)
+        constants = {"step_size": number(self.step_size), "penalty": penalty}
+        if self.form == "unrolled":
+            return objectives.ista(z, dictionary, steps=self.steps, **constants)
+        return objectives.ista_step(z, dictionary, **constants)

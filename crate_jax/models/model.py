@@ -17,7 +17,8 @@ class Images(NamedTuple):
     """The images that a model will see, from which its configuration follows: `config.fit(images) -> (config, size)`.
 
     `size` is the images' own height and width, `wanted_size` the one asked for (None: the model chooses), `levels` the
-    number of values of a pixel; `fixed` names the fields of the configuration that the user set by hand.
+    number of values of a pixel; `fixed` names the fields of the configuration that the user set by hand. With
+    `wanted_width` the width is another than the height.
     """
 
     size: int
@@ -26,6 +27,7 @@ class Images(NamedTuple):
     num_classes: int
     levels: int
     fixed: frozenset[str] = frozenset()
+    wanted_width: int | None = None
 
 
 class Model:
@@ -69,6 +71,7 @@ class Model:
         train: bool = False,
         key: jax.Array | None = None,
         trace: Trace = False,
+        **options: Any,
     ) -> tuple[jax.Array, Any]:
         """The forward pass.
 
@@ -77,10 +80,11 @@ class Model:
           inputs: normalised images `[b, h, w, c]`, or what the model's own docstring says.
           train: whether random regularisers (if the model has any) are on; they then need `key`.
           trace: False, True for every named array of every layer, or a function of one block's report.
+          **options: what else the model's own docstring names, such as the `noise` of a CRATE-MAE.
         Returns:
           `(output, trace)`; the trace's arrays have a leading layer axis, and it is None when not asked for.
         """
-        return nnx.merge(self._graphdef, params)(inputs, train=train, key=key, trace=trace)
+        return nnx.merge(self._graphdef, params)(inputs, train=train, key=key, trace=trace, **options)
 
     def init_cache(self, batch_size: int) -> Any:
         """An empty cache for `decode`: arrays of static shape, one or more a layer, in the type that the model computes in.

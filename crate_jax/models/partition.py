@@ -19,9 +19,9 @@ Axis = str | tuple[str, ...] | None
 RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     # Adafactor's row and column means have a dimension less than their parameter and are small: not split.
     (r"/v_(row|col)/", ()),
-    (r"mssa/bases$", ("tensor", "fsdp", None)),
-    (r"mssa/output$", ("tensor", None, "fsdp")),
-    (r"ista/dictionary$", ("fsdp", "tensor")),
+    (r"(mssa|tssa)/bases$", ("tensor", "fsdp", None)),
+    (r"(mssa|tssa)/(fixed_)?output$", ("tensor", None, "fsdp")),
+    (r"(dictionary|decoder)$", ("fsdp", "tensor")),
     (r"(projection|head)/kernel$", ("fsdp", "tensor")),
     (r"qkv/kernel$", ("fsdp", None, "tensor", None)),
     (r"attention_output/kernel$", ("tensor", None, "fsdp")),

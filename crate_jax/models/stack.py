@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crate_jax import InputError
+from crate_jax.models.layers import choose
 from crate_jax.models.partition import constrain
 
-# What a block reports of itself: named arrays. `trace` is False (nothing), True (all of them) or a function that
-# reduces them inside the scan, so that a reading of every layer needs no memory for the activations of every layer.
+# What a block reports of itself: named arrays, and `layer`, its number. `trace` is False (nothing), True (all of them) or a
+# function that reduces them inside the scan, so that a reading of every layer needs no memory for the activations of every
+# layer.
 Trace = bool | Callable[[dict[str, jax.Array]], Any]
 
 REMAT_POLICIES = {
@@ -41,8 +42,7 @@ class Stack(nnx.Module):
         remat: str,
         rngs: nnx.Rngs,
     ):
-        if remat not in REMAT_POLICIES:
-            raise InputError(f"model.remat: found {remat!r}; accepted: {', '.join(REMAT_POLICIES)}")
+        choose("model.remat", remat, REMAT_POLICIES)
         self.depth, self.scan, self.remat = depth, scan, remat
         keys = jax.random.split(rngs.params(), depth)
         self.blocks = nnx.vmap(lambda key: make_block(nnx.Rngs(params=key)), in_axes=0)(keys)
@@ -52,21 +52,22 @@ class Stack(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
         reduce = (lambda report: report) if trace is True else trace
 
-        def body(x, params):
+        def body(x, layer):
+            number, params = layer
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
             x, report = nnx.merge(graphdef, params)(constrain(x, TOKENS), report=bool(trace))
-            return x, (reduce(report) if trace else None)
+            return x, (reduce({**report, "layer": number}) if trace else None)
 
         if self.remat != "none":
             # A scan body is never merged with its recomputation by CSE, so the barriers that prevent it cost for nothing.
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
         if self.scan:
-            x, reports = jax.lax.scan(body, x, stacked)
+            x, reports = jax.lax.scan(body, x, (jnp.arange(self.depth), stacked))
             return constrain(x, TOKENS), reports
         reports = []
-        for params in self._layers(stacked):
-            x, report = body(x, params)
+        for layer in enumerate(self._layers(stacked)):
+            x, report = body(x, layer)
             reports.append(report)
         return constrain(x, TOKENS), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
 

@@ -1,8 +1,10 @@
 """Readings of the sparse rate reduction objective, layer by layer, from what a white-box block reports of itself.
 
 Every block of every family reports `normed` `[b, n, d]`, its layer-normed input: the features that probes read. A
-white-box block (see `crate.CRATEBlock`) also reports `mssa_in`, `mssa_update`, `mssa_out`, `ista_out`, each `[b, n, d]`, and
-`subspace_in`, `subspace_out` `[b, k, n, p]`: the tokens before and after MSSA in the layer's own coordinates, U_kᵀ LN(z).
+white-box block (see `crate.CRATEBlock`) also reports `mssa_in`, `mssa_update`, `mssa_out` and its output `out`, each
+`[b, n, d]`; `ista_out`, the sparse codes `[b, n, m]` (the output itself where the dictionary is complete); `subspace_in`,
+`subspace_out` `[b, k, n, p]`, the tokens before and after MSSA in the layer's own coordinates, U_kᵀ LN(z); `bases`
+`[k, d, p]`, which are U.
 """
 
 import jax

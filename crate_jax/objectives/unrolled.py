@@ -17,7 +17,7 @@ from crate_jax.objectives.logdet import Operands, value_and_ratio
 HIGHEST = lax.Precision.HIGHEST
 
 
-def mssa(z, bases, output=None, *, scale=None, causal=False, mask=None):
+def mssa(z, bases, output=None, *, scale=None, softmax=True, causal=False, mask=None):
     """Multi-head subspace self-attention as released, without the skip: Σ_k softmax(s W_k W_kᵀ) W_k O_k.
 
     One projection serves as query, key and value. In comparison with the derivation the factor p/(n ε²) is
@@ -27,6 +27,8 @@ def mssa(z, bases, output=None, *, scale=None, causal=False, mask=None):
       z: tokens `[..., n, d]`; matmuls run in their dtype with fp32 accumulation, the softmax in fp32.
       bases: U `[k, d, p]`. output: O `[k, p, d]`, or None for O_k = U_kᵀ.
       scale: s, by default p^-½. causal: token i attends to j ≤ i only.
+      softmax: False takes the mean of the scores instead, s W_k (W_kᵀW_k)/n: work linear in n (not with causal or
+        mask), and up to a factor the second-order term of `mssa_taylor_step`.
       mask: `[..., n]`, non-zero for the tokens that may be attended to.
 
     Returns:
@@ -57,17 +59,30 @@ def mssa(z, bases, output=None, *, scale=None, causal=False, mask=None):
     # product.
     flat = z @ jnp.swapaxes(bases, 0, 1).reshape(d, heads * p)
     w = jnp.swapaxes(flat.reshape(*z.shape[:-1], heads, p), -3, -2)
+    if not softmax and not causal and mask is None:
+        gram = jnp.einsum("...ip,...iq->...pq", w, w, preferred_element_type=jnp.float32)
+        mixed = w @ (gram * (scale / z.shape[-2])).astype(z.dtype)
+        return _join_heads(mixed, output)
     scores = scale * jnp.einsum("...ip,...jp->...ij", w, w, preferred_element_type=jnp.float32)
     allowed = jnp.tril(jnp.ones((z.shape[-2],) * 2, bool)) if causal else None
     if mask is not None:
         keys = arguments.token_mask(mask, z)[..., None, None, :] > 0
         allowed = keys if allowed is None else allowed & keys
-    if allowed is not None:
-        # A large finite number: a row with nothing to attend to stays finite.
-        scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
-    attention = jax.nn.softmax(scores, axis=-1).astype(z.dtype)
-    mixed = jnp.swapaxes(jnp.einsum("...ij,...jp->...ip", attention, w), -3, -2)
-    return mixed.reshape(*z.shape[:-1], heads * p) @ output.astype(z.dtype).reshape(heads * p, -1)
+    if softmax:
+        if allowed is not None:
+            # A large finite number: a row with nothing to attend to stays finite.
+            scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
+        attention = jax.nn.softmax(scores, axis=-1)
+    else:
+        attention = jnp.where(allowed, scores, 0) / jnp.maximum(jnp.sum(allowed, axis=-1, keepdims=True), 1)
+    return _join_heads(jnp.einsum("...ij,...jp->...ip", attention.astype(z.dtype), w), output)
+
+
+def _join_heads(mixed, output):
+    """Σ_k H_k O_k for `[..., k, n, p]`, as one flat matmul."""
+    heads, p, _ = output.shape
+    flat = jnp.swapaxes(mixed, -3, -2)
+    return flat.reshape(*flat.shape[:-2], heads * p) @ output.astype(mixed.dtype).reshape(heads * p, -1)
 
 
 def _prepare(z, bases, eps_sq):

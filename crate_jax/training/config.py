@@ -19,6 +19,8 @@ from ml_collections import ConfigDict, config_dict
 from crate_jax import InputError, models
 from crate_jax.data.sources import DatasetInfo
 
+# The vocabulary of text.
+BYTES = 256
 UNITS = ("epochs", "steps", "examples", "percent")
 
 
@@ -63,13 +65,14 @@ def percent(value: float) -> Duration:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on. None for `image_size` and `channels` means those of the data."""
+    """What is trained on. None for `image_size` and `channels` means those of the data, for `image_width` square images."""
 
-    name: str = "digits"  # digits | tfds:NAME | folder, array_record, tar, parquet or npz:PATH (docs/data.md)
+    name: str = "digits"  # digits | tfds:NAME | folder, array_record, tar, parquet, npz or text:PATH, stdlib (docs/data.md)
     data_dir: str | None = None  # Where tfds keeps prepared datasets.
     train_split: str = "train"  # As in TFDS: "train[:90%]", "train+validation".
     test_split: str = "test"
     image_size: int | None = None
+    image_width: int | None = None
     channels: int | None = None
     mean: tuple[float, ...] = (0.5,)  # Of pixel values scaled to [0, 1]; one number or one a channel.
     std: tuple[float, ...] = (0.5,)
@@ -93,6 +96,11 @@ class DataConfig:
     threads: int | None = None  # That prepare batches ahead of the step; None: one a core.
     benchmark: bool = False  # Measure the input pipeline alone and beside training steps, then stop.
 
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """(height, width) of the images, once the configuration is fitted to the data; None for text."""
+        return None if self.image_size is None else (self.image_size, self.image_width or self.image_size)
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -105,6 +113,17 @@ class OptimizerConfig:
     b2: float = 0.99
     momentum_dtype: str = "float32"  # Of the first moment of Lion and AdamW; bfloat16 halves it.
     clip_norm: float | None = None  # Global gradient norm.
+
+
+@dataclasses.dataclass(frozen=True)
+class RegularizerConfig:
+    """Terms on a white box's layers, added to a supervised loss (see `training.regularizer`); a weight of 0 is off."""
+
+    sparse_rate_reduction: float = 0.0  # Weight of (R^c + λ‖Z‖₁ − R)/n, nats a token,
+    layers: str = "random"  # in a random layer each step, in "all", or in layers such as "0,3".
+    eps_sq: float = 0.5  # ε² of both rates.
+    penalty: float = 0.1  # λ.
+    orthogonality: float = 0.0  # Weight of ‖UᵀU − I‖²/(k p), all layers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +158,7 @@ class Config:
     trace: Duration | None = percent(5)
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    regularizer: RegularizerConfig = RegularizerConfig()
     mesh: MeshConfig = MeshConfig()
     init_from: str | None = None  # A workdir whose parameters (and palette) this run starts from.
     wandb: str | None = None  # A Weights & Biases project to log to; wandb must be installed.
@@ -182,7 +202,13 @@ def from_config_dict(config: Mapping[str, Any], overrides: Collection[str] = ())
         raise InputError(f"model.family: found {family!r}; accepted: {', '.join(models.FAMILIES)}")
     built = _build(models.FAMILIES[family].config, model, overrides, "model.")
     fields = {"model": built}
-    for name, kind in (("data", DataConfig), ("optimizer", OptimizerConfig), ("mesh", MeshConfig)):
+    parts = {
+        "data": DataConfig,
+        "optimizer": OptimizerConfig,
+        "regularizer": RegularizerConfig,
+        "mesh": MeshConfig,
+    }
+    for name, kind in parts.items():
         fields[name] = _build(kind, config.pop(name, {}), overrides, f"{name}.")
     return _build(Config, config, overrides, "", fields)
 
@@ -249,10 +275,13 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
       InputError: data that the model cannot be fitted to.
     """
     data = config.data
+    if info.kind == "text":
+        return _fit_to_text(config, overrides)
     channels = data.channels or info.channels
     images = models.Images(
         size=info.image_size,
         wanted_size=data.image_size,
+        wanted_width=data.image_width,
         channels=channels,
         num_classes=info.num_classes,
         levels=info.max_value + 1,
@@ -262,6 +291,23 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
     return dataclasses.replace(
         config, data=dataclasses.replace(data, image_size=size, channels=channels), model=model
     )
+
+
+def _fit_to_text(config: Config, overrides: Collection[str]) -> Config:
+    """The configuration with the vocabulary of bytes."""
+    model, default = config.model, DataConfig()
+    if not isinstance(model, models.TokenConfig):
+        raise InputError(
+            f"data.name: {config.data.name} is text, which model.family {model.family!r} does not read; accepted: igpt, "
+            "crate_gpt, or images"
+        )
+    for field in dataclasses.fields(DataConfig):
+        found, accepted = getattr(config.data, field.name), getattr(default, field.name)
+        if found != accepted and field.name not in ("name", "threads", "benchmark"):
+            raise InputError(f"data.{field.name}: found {found}; accepted for text: {accepted}")
+    if "model.vocab_size" in overrides and model.vocab_size != BYTES:
+        raise InputError(f"model.vocab_size: found {model.vocab_size}; accepted: {BYTES}, the bytes of text")
+    return dataclasses.replace(config, model=dataclasses.replace(model, vocab_size=BYTES))
 
 
 def _is_duration(hint: Any) -> bool:

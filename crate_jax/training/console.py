@@ -103,7 +103,8 @@ class TrainingProgress:
         }
         parts = [f"{short} {values[name]:.4f}" for name, short in names.items() if name in values]
         if "train/examples_per_second" in values:
-            parts.append(f"{values['train/examples_per_second']:,.0f} images/s")
+            parts.append(f"{values['train/examples_per_second']:,.0f} examples/s")
+            parts.append(f"{values['train/data_wait_fraction']:.0%} waiting for data")
         if self._bar:
             self._bar.update(self._task, completed=step, report="  ".join(parts))
             return

@@ -1,14 +1,14 @@
 """Where numbers go: `metrics.jsonl` always, TensorBoard when tensorboardX is importable, wandb when asked for."""
 
-import contextlib
 import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from crate_jax.training import processes
+from crate_jax.training.feed import Feed
 
 
 class MetricsWriter:
@@ -71,18 +71,16 @@ class MetricsWriter:
 
 
 class ThroughputWindow:
-    """Wall-clock figures of the steps since the last log."""
+    """Wall-clock figures of the steps since the last log.
 
-    def __init__(self, step: int):
+    Args:
+      step: the first one.
+      feed: where batches come from; it counts the seconds that were spent waiting for them.
+    """
+
+    def __init__(self, step: int, feed: Feed):
         self._began = self._start = time.perf_counter()
-        self._step, self._waited = step, 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The loop waits for data while in this context."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
+        self._step, self._feed, self._waited = step, feed, feed.waited
 
     def restart(self, step: int, batch_size: int) -> dict[str, float]:
         """The figures up to `step`; the next window starts now."""
@@ -90,10 +88,10 @@ class ThroughputWindow:
         span = now - self._start
         values = {
             "train/examples_per_second": (step - self._step) * batch_size / span,
-            "train/data_wait_fraction": self._waited / span,
+            "train/data_wait_fraction": (self._feed.waited - self._waited) / span,
             "seconds": now - self._began,
         }
-        self._start, self._step, self._waited = now, step, 0.0
+        self._start, self._step, self._waited = now, step, self._feed.waited
         return values
 
 

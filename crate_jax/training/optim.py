@@ -6,8 +6,20 @@ import optax
 from crate_jax import InputError
 from crate_jax.training.config import OptimizerConfig
 
-# Norms, biases, positions and the class token are not decayed: pulling them to zero compresses nothing.
-NOT_DECAYED = ("scale", "bias", "position_embedding", "class_token")
+# Parameters whose names end in these are not decayed: pulling norms, biases, positions, the tokens that stand for no patch,
+# temperatures or learned step sizes to zero compresses nothing, and a fixed output matrix is not trained at all.
+NOT_DECAYED = (
+    "scale",
+    "bias",
+    "position_embedding",
+    "class_token",
+    "mask_token",
+    "compression_step",
+    "step_size",
+    "penalty",
+    "fixed_output",
+    "temperature",
+)
 
 # Adafactor keeps the row and column means of g² of matrices at least so wide; heads are 48 to 64 wide.
 MIN_FACTORED = 32
@@ -17,7 +29,7 @@ def decay_mask(params) -> dict:
     """True for each parameter that weight decay applies to."""
 
     def decayed(path, _):
-        return path[-1].key not in NOT_DECAYED
+        return not path[-1].key.endswith(NOT_DECAYED)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

@@ -13,7 +13,7 @@ from crate_jax import InputError, models
 from crate_jax.data import palette, pipeline, sources, subset
 from crate_jax.data.transforms import Augment
 from crate_jax.training import workdir as workdirs
-from crate_jax.training.config import Config, Duration, fit_to_data
+from crate_jax.training.config import Config, DataConfig, Duration, fit_to_data
 from crate_jax.training.sharding import batch_part, check_batch_size, make_mesh
 from crate_jax.training.tasks import Task, make_task
 from crate_jax.training.tokenizer import Pixels
@@ -45,19 +45,7 @@ class Run:
             self.source("train", fitted=False),
             batch_size=config.batch_size,
             seed=config.seed,
-            augment=Augment(
-                shift=data.shift,
-                flip=data.flip,
-                crop_padding=data.crop_padding,
-                size=data.image_size,
-                channels=data.channels,
-                resize=data.eval_resize,
-                crop_scale=data.crop_scale,
-                randaugment=data.randaugment,
-                trivial_augment=data.trivial_augment,
-                three_augment=data.three_augment,
-                color_jitter=data.color_jitter,
-            ),
+            augment=None if self.info.kind == "text" else _augment(data),
             process_index=part,
             process_count=parts,
             num_threads=config.data.threads,
@@ -77,6 +65,22 @@ class Run:
         sizes = {"num_examples": self.info.num_examples["train"], "batch_size": self.config.batch_size}
         total = None if duration == self.config.total else self.config.total.in_steps(**sizes)
         return duration.in_steps(**sizes, total_steps=total)
+
+
+def _augment(data: DataConfig) -> Augment:
+    return Augment(
+        shift=data.shift,
+        flip=data.flip,
+        crop_padding=data.crop_padding,
+        size=data.shape,
+        channels=data.channels,
+        resize=data.eval_resize,
+        crop_scale=data.crop_scale,
+        randaugment=data.randaugment,
+        trivial_augment=data.trivial_augment,
+        three_augment=data.three_augment,
+        color_jitter=data.color_jitter,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +109,17 @@ def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
         data.name, train=data.train_split, test=data.test_split, data_dir=data.data_dir, exclude=str(workdir)
     )
     config = fit_to_data(config, info, overrides)
-    if data.labels_per_class is not None:
+    if info.kind == "text":
+        windows = {split: count // config.model.num_positions for split, count in info.num_examples.items()}
+        info = dataclasses.replace(info, num_examples=windows)
+    elif data.labels_per_class is not None:
         train = min(info.num_examples["train"], data.labels_per_class * info.num_classes)
         info = dataclasses.replace(info, num_examples={**info.num_examples, "train": train})
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.accumulate, mesh)
     model = models.create(config.model)
     colours = _palette(config, workdir, info)
-    task = make_task(config, Pixels(info.max_value, colours))
+    task = make_task(config, Pixels(info.max_value, colours, info.kind == "text"))
     return Run(config, workdir, info, mesh, model, task, colours)
 
 
@@ -120,10 +127,12 @@ def _load(
     config: Config, workdir: Path, info: sources.DatasetInfo, use: str, *, fitted: bool = True
 ) -> sources.Source:
     data = config.data
+    if info.kind == "text":
+        return sources.load_text(data.name, use, length=config.model.num_positions)
     source = sources.load(
         data.name,
         {"train": data.train_split, "test": data.test_split}[use],
-        image_size=data.image_size if fitted else None,
+        image_size=data.shape if fitted else None,
         channels=data.channels,
         resize=data.eval_resize,
         data_dir=data.data_dir,
@@ -137,6 +146,8 @@ def _load(
 def _palette(config: Config, workdir: Path, info: sources.DatasetInfo) -> np.ndarray | None:
     """The run's own palette if it has one, else that of the run it starts from, a given file's, or a new one."""
     data, model = config.data, config.model
+    if info.kind == "text":
+        return None
     if not isinstance(model, models.TokenConfig) or data.channels == 1:
         if data.palette is not None:
             raise InputError(

@@ -35,6 +35,8 @@ def print_summary(
             "parameters": f"{run.model.num_params:,}",
             "input": model.describe_input(),
             "examples": ", ".join(f"{count:,} {split}" for split, count in run.info.num_examples.items()),
+            "classes": f"{run.info.num_classes:,}: {', '.join(run.info.class_names[:4])}"
+            + (", …" if run.info.num_classes > 4 else ""),
             "mesh": " × ".join(f"{name}={size}" for name, size in run.mesh.shape.items())
             + f" on {run.mesh.size} {jax.devices()[0].device_kind} device(s)",
             "memory a device": f"{console.human_bytes(peak_bytes(compiled))} at the peak, of which "

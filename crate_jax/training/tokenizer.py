@@ -1,4 +1,4 @@
-"""Images to tokens and back: a token a pixel, in raster order."""
+"""Images to tokens and back: a token a pixel, in raster order; a token a byte of text."""
 
 import math
 from collections.abc import Callable
@@ -12,15 +12,24 @@ from crate_jax import InputError
 
 
 class Pixels(NamedTuple):
-    """What a pixel's value means: `max_value` is white; `colours` `[k, 3]` in [−1, 1] the palette, None for grey levels."""
+    """What a pixel's value means: `max_value` is white; `colours` `[k, 3]` in [−1, 1] the palette, None for grey levels.
+
+    The bytes of a text (`text`) stand for themselves, as grey levels do.
+    """
 
     max_value: int
     colours: np.ndarray | None = None
+    text: bool = False
+
+    @property
+    def unit(self) -> str:
+        """What a token is, for people."""
+        return "byte" if self.text else "pixel"
 
 
 class Tokenizer(NamedTuple):
-    """`encode`: images uint8 `[b, h, w, c]` → int32 `[b, h·w]`, on the device. `decode`: the way back, in numpy, to square
-    images; exact for grey levels, the nearest colours of the palette otherwise.
+    """`encode`: images uint8 `[b, h, w, c]` → int32 `[b, h·w]`, or bytes of text `[b, n]` → `[b, n]`, on the device.
+    `decode`: the way back, in numpy, to square images; exact for grey levels, the nearest colours of the palette otherwise.
     """
 
     vocab_size: int

@@ -1,6 +1,7 @@
 """Reading and writing checkpoints by the tables."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,10 @@ from crate_jax import InputError, models
 from crate_jax.weights import tables
 
 # Names that wrappers put in front of every parameter, and keys under which trainers store the weights.
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", "_orig_mod.", "params/")
 CONTAINERS = ("state_dict", "model", "model_state_dict")
+# What trainers that save flat files keep beside the weights.
+TRAINER_STATE = ("opt/", "chrono/")
 
 
 class Family(NamedTuple):
@@ -25,20 +28,92 @@ class Family(NamedTuple):
 
 def _crate_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEConfig:
     dim, patch_dim = arrays["to_patch_embedding.2.weight"].shape
-    tokens = arrays["pos_embedding"].shape[1] - 1
-    channels = 3 if patch_dim % 3 == 0 and math.isqrt(patch_dim // 3) ** 2 == patch_dim // 3 else 1
-    patch = math.isqrt(patch_dim // channels)
+    patch, channels = tables.patch_shape(patch_dim)
     inner = arrays["transformer.layers.0.0.fn.qkv.weight"].shape[0]
-    if inner % heads:
-        raise InputError(f"heads: found {heads}; accepted: a divisor of {inner}, the width of qkv")
-    depth = len({name.split(".")[2] for name in arrays if name.startswith("transformer.layers.")})
+    _check_heads(heads, inner, "qkv")
     return models.CRATEConfig(
-        image_size=math.isqrt(tokens) * patch,
-        patch_size=patch,
-        channels=channels,
+        **_square_images(arrays["pos_embedding"].shape[1] - 1, patch, channels),
         num_classes=arrays["mlp_head.1.weight"].shape[0],
         dim=dim,
-        depth=depth,
+        depth=_depth(arrays, r"transformer\.layers\.(\d+)\."),
+        heads=heads,
+        head_dim=inner // heads,
+    )
+
+
+def _crate_alpha_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEAlphaConfig:
+    dim, channels, patch, _ = arrays["conv1.weight"].shape
+    return _alpha(
+        arrays,
+        heads,
+        images=_square_images(arrays["pos_embedding"].shape[1] - 1, patch, channels),
+        num_classes=arrays["mlp_head.1.weight"].shape[0],
+        dim=dim,
+        depth=_depth(arrays, r"transformer\.layers\.(\d+)\."),
+        dictionary="transformer.layers.0.1.fn.D",
+    )
+
+
+def _crate_alpha_npz_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEAlphaConfig:
+    patch, _, channels, dim = arrays["embedding/kernel"].shape
+    return _alpha(
+        arrays,
+        heads,
+        images=_square_images(arrays["pos_embedding"].shape[1] - 1, patch, channels),
+        num_classes=arrays["head/kernel"].shape[1],
+        dim=dim,
+        depth=_depth(arrays, r"Transformer/encoderblock_(\d+)/"),
+        dictionary="Transformer/encoderblock_0/OvercompleteISTABlock_0/D",
+    )
+
+
+def _alpha(arrays, heads: int, *, images, num_classes, dim, depth, dictionary) -> models.CRATEAlphaConfig:
+    _check_heads(heads, dim, "the model")
+    overcomplete = arrays[dictionary].shape[1] // dim
+    return models.CRATEAlphaConfig(
+        **images, num_classes=num_classes, dim=dim, depth=depth, heads=heads, overcomplete=overcomplete
+    )
+
+
+def _vit_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.ViTConfig:
+    dim, channels, patch, _ = arrays["patch_embed.proj.weight"].shape
+    _check_heads(heads, dim, "the model")
+    return models.ViTConfig(
+        **_square_images(arrays["pos_embed"].shape[1] - 1, patch, channels),
+        num_classes=arrays["head.weight"].shape[0],
+        dim=dim,
+        depth=_depth(arrays, r"blocks\.(\d+)\."),
+        heads=heads,
+        mlp_ratio=arrays["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+    )
+
+
+def _square_images(tokens: int, patch: int, channels: int) -> dict[str, int]:
+    """Released models see square images: the grid is that of the square root."""
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise InputError(
+            f"checkpoint: found positions of {tokens} patches; accepted: a square number of them"
+        )
+    return {"image_size": math.isqrt(tokens) * patch, "patch_size": patch, "channels": channels}
+
+
+def _depth(arrays: Mapping[str, np.ndarray], pattern: str) -> int:
+    return len({match[1] for name in arrays if (match := re.match(pattern, name))})
+
+
+def _check_heads(heads: int, width: int, what: str) -> None:
+    if width % heads:
+        raise InputError(f"heads: found {heads}; accepted: a divisor of {width}, the width of {what}")
+
+
+def _crate_mae_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEMAEConfig:
+    dim, channels, patch, _ = arrays["patch_embed.proj.weight"].shape
+    inner = arrays["blocks.0.layers.0.0.fn.qkv.weight"].shape[0]
+    _check_heads(heads, inner, "qkv")
+    return models.CRATEMAEConfig(
+        **_square_images(arrays["pos_embed"].shape[1] - 1, patch, channels),
+        dim=dim,
+        depth=_depth(arrays, r"blocks\.(\d+)\."),
         heads=heads,
         head_dim=inner // heads,
     )
@@ -46,13 +121,12 @@ def _crate_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEC
 
 def _igpt_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.IGPTConfig:
     positions, dim = arrays["transformer.wpe.weight"].shape
-    if dim % heads:
-        raise InputError(f"heads: found {heads}; accepted: a divisor of {dim}, the width of the model")
+    _check_heads(heads, dim, "the model")
     return models.IGPTConfig(
         vocab_size=arrays["lm_head.weight"].shape[0],
         num_positions=positions,
         dim=dim,
-        depth=len({name.split(".")[2] for name in arrays if name.startswith("transformer.h.")}),
+        depth=_depth(arrays, r"transformer\.h\.(\d+)\."),
         heads=heads,
         use_bias=True,
     )
@@ -60,7 +134,11 @@ def _igpt_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.IGPTCon
 
 FAMILIES = {
     "crate": Family(tables.CRATE, _crate_config),
+    "crate_alpha": Family(tables.CRATE_ALPHA, _crate_alpha_config),
+    "crate_alpha_npz": Family(tables.CRATE_ALPHA_NPZ, _crate_alpha_npz_config),
+    "crate_mae": Family(tables.CRATE_MAE, _crate_mae_config),
     "igpt_hf": Family(tables.IGPT_HF, _igpt_config),
+    "vit_timm": Family(tables.VIT_TIMM, _vit_config),
 }
 
 
@@ -79,7 +157,11 @@ def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> 
     if family not in FAMILIES:
         raise InputError(f"family: found {family!r}; accepted: {', '.join(FAMILIES)}")
     arrays = _read(source) if isinstance(source, str | Path) else dict(source)
-    arrays = {_strip(name): np.asarray(value, np.float32) for name, value in arrays.items()}
+    arrays = {
+        _strip(name): np.asarray(value, np.float32)
+        for name, value in arrays.items()
+        if not name.startswith(TRAINER_STATE)
+    }
     table = FAMILIES[family].table
     try:
         config = FAMILIES[family].config(arrays, heads)

@@ -1,5 +1,6 @@
 """What each released parameter is called here, and how its axes are arranged. `{layer}` stands for a layer's number."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +28,52 @@ def _norm(released: str, ours: str) -> list[Entry]:
     return [Entry(f"{released}.weight", f"{ours}/scale"), Entry(f"{released}.bias", f"{ours}/bias")]
 
 
+def _output(released: str, ours: str) -> Entry:  # [d, h·p] ↔ [h, p, d]
+    return Entry(
+        released,
+        ours,
+        lambda w, h: w.T.reshape(h, -1, w.shape[0]),
+        lambda w: w.reshape(-1, w.shape[2]).T,
+    )
+
+
+def _mssa(released: str, ours: str, *, bias: bool = True) -> list[Entry]:
+    return [
+        Entry(  # [h·p, d] ↔ [h, d, p]
+            f"{released}.qkv.weight",
+            f"{ours}/bases",
+            lambda w, h: w.reshape(h, -1, w.shape[1]).transpose(0, 2, 1),
+            lambda w: w.transpose(0, 2, 1).reshape(-1, w.shape[1]),
+        ),
+        _output(f"{released}.to_out.0.weight", f"{ours}/output"),
+        *([Entry(f"{released}.to_out.0.bias", f"{ours}/bias")] if bias else []),
+    ]
+
+
+def patch_shape(length: int) -> tuple[int, int]:
+    """Side and channels, 3 or 1, of a patch of so many numbers."""
+    channels = 3 if length % 3 == 0 and math.isqrt(length // 3) ** 2 == length // 3 else 1
+    return math.isqrt(length // channels), channels
+
+
+def _convolution_shape(length: int) -> tuple[int, int, int]:
+    side, channels = patch_shape(length)
+    return side, side, channels
+
+
+def _patch_convolution(released: str, ours: str) -> list[Entry]:
+    """torch.nn.Conv2d over patches stores `[d, c, p, p]`; ours is `[p·p·c, d]`."""
+    return [
+        Entry(
+            f"{released}.weight",
+            f"{ours}/kernel",
+            lambda w, h: w.transpose(2, 3, 1, 0).reshape(-1, len(w)),
+            lambda w: w.reshape(*_convolution_shape(len(w)), -1).transpose(3, 2, 0, 1),
+        ),
+        Entry(f"{released}.bias", f"{ours}/bias"),
+    ]
+
+
 CRATE = [
     Entry("cls_token", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
     Entry("pos_embedding", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
@@ -34,23 +81,103 @@ CRATE = [
     *_linear("to_patch_embedding.2", "patch_embed/projection"),
     *_norm("to_patch_embedding.3", "patch_embed/norm_out"),
     *_norm("transformer.layers.{layer}.0.norm", "blocks/blocks/mssa_norm"),
-    Entry(  # [h·p, d] ↔ [h, d, p]
-        "transformer.layers.{layer}.0.fn.qkv.weight",
-        "blocks/blocks/mssa/bases",
-        lambda w, h: w.reshape(h, -1, w.shape[1]).transpose(0, 2, 1),
-        lambda w: w.transpose(0, 2, 1).reshape(-1, w.shape[1]),
-    ),
-    Entry(  # [d, h·p] ↔ [h, p, d]
-        "transformer.layers.{layer}.0.fn.to_out.0.weight",
-        "blocks/blocks/mssa/output",
-        lambda w, h: w.T.reshape(h, -1, w.shape[0]),
-        lambda w: w.reshape(-1, w.shape[2]).T,
-    ),
-    Entry("transformer.layers.{layer}.0.fn.to_out.0.bias", "blocks/blocks/mssa/bias"),
+    *_mssa("transformer.layers.{layer}.0.fn", "blocks/blocks/mssa"),
     *_norm("transformer.layers.{layer}.1.norm", "blocks/blocks/ista_norm"),
     Entry("transformer.layers.{layer}.1.fn.weight", "blocks/blocks/ista/dictionary"),
     *_norm("mlp_head.0", "head_norm"),
     *_linear("mlp_head.1", "head"),
+]
+
+CRATE_ALPHA = [
+    Entry("cls_token", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
+    Entry("pos_embedding", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
+    *_patch_convolution("conv1", "patch_embed/projection"),
+    *_norm("transformer.layers.{layer}.0.norm", "blocks/blocks/mssa_norm"),
+    *_mssa("transformer.layers.{layer}.0.fn", "blocks/blocks/mssa", bias=False),
+    *_norm("transformer.layers.{layer}.1.norm", "blocks/blocks/odl_norm"),
+    Entry("transformer.layers.{layer}.1.fn.D", "blocks/blocks/odl/dictionary"),
+    Entry("transformer.layers.{layer}.1.fn.D1", "blocks/blocks/odl/decoder"),
+    *_norm("mlp_head.0", "head_norm"),
+    *_linear("mlp_head.1", "head"),
+]
+
+# The checkpoints of the training code (flax), whose matrices are inputs × outputs.
+_ALPHA_BLOCK = "Transformer/encoderblock_{layer}"
+_ALPHA_MSSA = f"{_ALPHA_BLOCK}/MultiHeadDotProductSubspaceAttention_0"
+CRATE_ALPHA_NPZ = [
+    Entry("cls", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
+    Entry("pos_embedding", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
+    Entry(  # [p, p, c, d] ↔ [p·p·c, d]
+        "embedding/kernel",
+        "patch_embed/projection/kernel",
+        lambda w, h: w.reshape(-1, w.shape[-1]),
+        lambda w: w.reshape(*_convolution_shape(len(w)), -1),
+    ),
+    Entry("embedding/bias", "patch_embed/projection/bias"),
+    Entry(f"{_ALPHA_BLOCK}/LayerNorm_0/scale", "blocks/blocks/mssa_norm/scale"),
+    Entry(f"{_ALPHA_BLOCK}/LayerNorm_0/bias", "blocks/blocks/mssa_norm/bias"),
+    Entry(  # [d, h, p] ↔ [h, d, p]
+        f"{_ALPHA_MSSA}/proj/kernel",
+        "blocks/blocks/mssa/bases",
+        lambda w, h: w.transpose(1, 0, 2),
+        lambda w: w.transpose(1, 0, 2),
+    ),
+    Entry(f"{_ALPHA_MSSA}/out/kernel", "blocks/blocks/mssa/output"),
+    Entry(f"{_ALPHA_BLOCK}/LayerNorm_1/scale", "blocks/blocks/odl_norm/scale"),
+    Entry(f"{_ALPHA_BLOCK}/LayerNorm_1/bias", "blocks/blocks/odl_norm/bias"),
+    Entry(f"{_ALPHA_BLOCK}/OvercompleteISTABlock_0/D", "blocks/blocks/odl/dictionary"),
+    Entry(f"{_ALPHA_BLOCK}/OvercompleteISTABlock_0/D1", "blocks/blocks/odl/decoder"),
+    Entry("encoder_norm/scale", "head_norm/scale"),
+    Entry("encoder_norm/bias", "head_norm/bias"),
+    Entry("head/kernel", "head/kernel"),
+    Entry("head/bias", "head/bias"),
+]
+
+VIT_TIMM = [
+    Entry("cls_token", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
+    Entry("pos_embed", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
+    *_patch_convolution("patch_embed.proj", "patch_embed/projection"),
+    *_norm("blocks.{layer}.norm1", "blocks/blocks/attention_norm"),
+    Entry(  # [3·h·p, d] ↔ [d, 3, h, p]
+        "blocks.{layer}.attn.qkv.weight",
+        "blocks/blocks/qkv/kernel",
+        lambda w, h: w.T.reshape(w.shape[1], 3, h, -1),
+        lambda w: w.reshape(len(w), -1).T,
+    ),
+    Entry(
+        "blocks.{layer}.attn.qkv.bias",
+        "blocks/blocks/qkv/bias",
+        lambda w, h: w.reshape(3, h, -1),
+        lambda w: w.reshape(-1),
+    ),
+    _output("blocks.{layer}.attn.proj.weight", "blocks/blocks/attention_output/kernel"),
+    Entry("blocks.{layer}.attn.proj.bias", "blocks/blocks/attention_output/bias"),
+    *_norm("blocks.{layer}.norm2", "blocks/blocks/mlp_norm"),
+    *_linear("blocks.{layer}.mlp.fc1", "blocks/blocks/mlp/mlp_in"),
+    *_linear("blocks.{layer}.mlp.fc2", "blocks/blocks/mlp/mlp_out"),
+    *_norm("norm", "head_norm"),
+    *_linear("head", "head"),
+]
+
+
+CRATE_MAE = [
+    Entry("cls_token", "class_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
+    Entry("mask_token", "mask_token", lambda w, h: w[0, 0], lambda w: w[None, None]),
+    Entry("pos_embed", "position_embedding", lambda w, h: w[0], lambda w: w[None]),
+    Entry("decoder_pos_embed", "decoder_position_embedding", lambda w, h: w[0], lambda w: w[None]),
+    *_patch_convolution("patch_embed.proj", "patch_projection"),
+    *_norm("blocks.{layer}.layers.0.0.norm", "blocks/blocks/mssa_norm"),
+    *_mssa("blocks.{layer}.layers.0.0.fn", "blocks/blocks/mssa"),
+    *_norm("blocks.{layer}.layers.0.1.norm", "blocks/blocks/ista_norm"),
+    Entry("blocks.{layer}.layers.0.1.fn.weight", "blocks/blocks/ista/dictionary"),
+    *_norm("norm", "norm"),
+    *_linear("decoder_embed", "decoder_projection"),
+    *_norm("decoder_blocks.{layer}.layers.0.0.norm", "decoder_blocks/blocks/dictionary_norm"),
+    Entry("decoder_blocks.{layer}.layers.0.0.fn.weight", "decoder_blocks/blocks/dictionary"),
+    *_norm("decoder_blocks.{layer}.layers.0.1.norm", "decoder_blocks/blocks/mssa_norm"),
+    *_mssa("decoder_blocks.{layer}.layers.0.1.fn", "decoder_blocks/blocks/mssa"),
+    *_norm("decoder_norm", "decoder_norm"),
+    *_linear("decoder_pred", "prediction_head"),
 ]
 
 

@@ -134,3 +134,119 @@ def test_augment_depends_on_the_generator_alone():
 def test_augment_refuses_negative_amounts():
     with pytest.raises(InputError, match="crop_padding is -1; accepted: 0 or more"):
         transforms.Augment(crop_padding=-1)
+
+
+def photograph(height: int = 300, width: int = 400) -> np.ndarray:
+    """A smooth image: red grows downwards, green to the right."""
+    rows, columns = np.mgrid[:height, :width]
+    blue = np.full((height, width), 60)
+    return np.stack([rows * 255 // height, columns * 255 // width, blue], axis=-1).astype(np.uint8)
+
+
+def jpeg(image: np.ndarray) -> transforms.Encoded:
+    data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+    return transforms.Encoded(data, "x.jpg")
+
+
+def test_resize_then_crop_is_that_of_torchvision():
+    """Resize(256) and CenterCrop(224) of Pillow images, as the papers evaluate; torchvision calls the same two functions."""
+    pillow = pytest.importorskip("PIL.Image")
+    for height, width in ((375, 500), (501, 334), (256, 256), (230, 301)):
+        image = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+        short = min(height, width)
+        size = (int(256 * width / short), int(256 * height / short))
+        resized = np.asarray(pillow.fromarray(image).resize(size, pillow.Resampling.BILINEAR))
+        top, left = (round((side - 224) / 2) for side in resized.shape[:2])
+        expected = resized[top : top + 224, left : left + 224]
+        np.testing.assert_array_equal(transforms.fit(image, size=224, channels=3, resize=256), expected)
+    grey = transforms.fit(image, size=8, channels=1, resize=9)
+    assert grey.shape == (8, 8, 1)
+    with pytest.raises(InputError, match=r"data\.eval_resize: found 200; accepted: 224"):
+        transforms.fit(image, size=224, channels=3, resize=200)
+
+
+def test_the_header_gives_the_size():
+    assert transforms._jpeg_shape(jpeg(photograph()).data) == (300, 400)
+    assert transforms._jpeg_shape(encoded(photograph())) is None
+    for damaged in (b"", b"\xff\xd8", jpeg(photograph()).data[:40]):
+        assert transforms._jpeg_shape(damaged) is None
+    turned = io.BytesIO()
+    pillow = pytest.importorskip("PIL.Image")
+    picture = pillow.fromarray(photograph())
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be turned by 90°
+    picture.save(turned, "JPEG", exif=exif)
+    assert transforms._jpeg_shape(turned.getvalue()) is None
+    file = transforms.Encoded(turned.getvalue(), "x.jpg")
+    crop = transforms.inception_crop(file, np.random.default_rng(0), size=32, channels=3, scale=(1, 1))
+    assert crop.shape == (32, 32, 3)
+
+
+def test_inception_crop_boxes_have_the_areas_and_shapes_asked_for():
+    rng, boxes = np.random.default_rng(0), []
+    for _ in range(2000):
+        top, left, height, width = transforms._crop_box(rng, 300, 400, (0.08, 1.0), (3 / 4, 4 / 3))
+        assert 0 <= top <= 300 - height and 0 <= left <= 400 - width
+        boxes.append((height * width / 120000, width / height, top / max(1, 300 - height)))
+    area, aspect, place = np.array(boxes).T
+    assert 0.079 < area.min() < 0.1 and 0.9 < area.max() <= 1
+    assert 0.74 < aspect.min() and aspect.max() < 1.35
+    assert abs(place.mean() - 0.5) < 0.03
+    # No box fits: the largest centre part.
+    assert transforms._crop_box(rng, 10, 400, (1.0, 1.0), (3 / 4, 4 / 3)) == (0, 193, 10, 13)
+
+
+@pytest.mark.parametrize("size", [16, 60, 140, 280])
+def test_inception_crop_of_a_file_is_that_of_its_pixels(size):
+    """Reduced decoding moves the part by less than the reduction, at most 8 pixels: 7 of 255 levels here."""
+    image = photograph()
+    for seed in range(20):
+        draw = lambda source: transforms.inception_crop(  # noqa: E731
+            source,
+            np.random.default_rng(seed),  # noqa: B023
+            size=size,
+            channels=3,
+        )
+        from_pixels, from_file = draw(image), draw(jpeg(image))
+        assert from_file.shape == (size, size, 3) and from_file.dtype == np.uint8
+        assert abs(from_pixels.astype(int) - from_file).max() <= 12
+    assert transforms.inception_crop(image, np.random.default_rng(0), size=9, channels=1).shape == (9, 9, 1)
+
+
+POLICIES = [
+    {"randaugment": (2, 14)},
+    {"trivial_augment": True},
+    {"three_augment": True},
+    {"color_jitter": 0.4},
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_depend_on_the_generator_alone(policy):
+    image = photograph(40, 40)
+    augment = transforms.Augment(size=32, channels=3, crop_scale=(0.3, 1.0), **policy)
+    results = []
+    for seed in range(60):
+        first, again = (augment(image, np.random.default_rng(seed)) for _ in range(2))
+        np.testing.assert_array_equal(first, again)
+        assert first.shape == (32, 32, 3) and first.dtype == np.uint8
+        results.append(first.tobytes())
+    assert len(set(results)) > 50
+    with pytest.raises(InputError, match=f"{next(iter(policy))} needs colour images; found 1 channel"):
+        transforms.Augment(channels=1, **policy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop_scale": (0.5,)}, "crop_scale is .*; accepted: two shares"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale is .*; accepted: two shares"),
+        ({"crop_scale": (0.8, 0.2)}, "crop_scale is .*; accepted: two shares"),
+        ({"randaugment": (2, 31)}, r"randaugment is \(2, 31\); accepted: operations, magnitude \(0 to 30\)"),
+        ({"randaugment": (2,)}, "randaugment is"),
+        ({"color_jitter": 1.5}, "color_jitter is 1.5; accepted: 0 to 1"),
+    ],
+)
+def test_augment_refuses_what_makes_no_sense(change, message):
+    with pytest.raises(InputError, match=message):
+        transforms.Augment(**change)

@@ -115,7 +115,7 @@ def test_joint_loss_by_hand():
         ),
         (
             dataclasses.replace(CONFIG, model=models.crate("tiny")),
-            "task: autoregressive predicts pixels, which model.family 'crate' does not",
+            "task: autoregressive predicts tokens, which model.family 'crate' does not",
         ),
     ],
 )
@@ -156,7 +156,7 @@ def test_tokens_decode_to_images(colours):
 def test_the_report_names_every_coder(tmp_path, colours):
     images = np.random.default_rng(4).integers(0, 256, (5, 2, 2, 3)).astype(np.uint8)
     task = make_task(with_model("autoregressive", vocab_size=64), Pixels(255, colours))
-    rows = task.report({"eval/loss": math.log(2)}, iter(images), tmp_path)
+    rows = task.report(None, {"eval/loss": math.log(2)}, [{"image": image} for image in images], tmp_path)
     report = json.loads((tmp_path / "code_length.json").read_text())
     assert report["code_length"]["model"] == pytest.approx(
         {"nats_per_token": math.log(2), "bits_per_pixel": 1.0, "bytes": 5 * 4 / 8}

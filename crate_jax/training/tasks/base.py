@@ -1,17 +1,22 @@
 """The type of a task, and what it works on."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+
+from crate_jax.data.sources import Source
+from crate_jax.training import augment
+from crate_jax.training.config import Config
+from crate_jax.training.tokenizer import Pixels
 
 Batch = dict[str, jax.Array]
 # A model with its parameters bound: `apply(inputs, train=, key=, trace=) -> (output, trace)`.
 Apply = Callable[..., tuple[Any, Any]]
-# (the final evaluation, the test images, the folder of reports) → rows for the final table, name to text.
-Report = Callable[[Mapping[str, float], Iterable[np.ndarray], Path], dict[str, str]]
+# (the model, the final evaluation, the test examples, the folder of reports) → rows for the final table, name to text.
+Report = Callable[[Apply, Mapping[str, float], Source, Path], dict[str, str]]
 
 
 class Task(NamedTuple):
@@ -20,10 +25,20 @@ class Task(NamedTuple):
     `inputs(batch)` is what the model is called with (normalised on the device: pixels cross the bus as bytes).
     `loss(apply, batch, key)` returns `(loss, metrics)`, scalars averaged over the batch.
     `evaluate(apply, batch)` returns sums over the examples whose `mask` is 1, and their number as `count`.
-    `report(values, images, folder)`, if the task has one, is called once when a run ends.
+    `report(apply, values, source, folder)`, if the task has one, is called once when a run ends.
     """
 
     inputs: Callable[[Batch], jax.Array]
     loss: Callable[[Apply, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
     evaluate: Callable[[Apply, Batch], dict[str, jax.Array]]
     report: Report | None = None
+
+
+def normalised_images(config: Config, pixels: Pixels) -> Callable[[Batch], jax.Array]:
+    """`inputs(batch)` of a model of images: pixels scaled to [0, 1], then by `data.mean` and `data.std`."""
+    mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
+
+    def inputs(batch: Batch) -> jax.Array:
+        return augment.normalise(batch["image"], pixels.max_value, mean, std)
+
+    return inputs

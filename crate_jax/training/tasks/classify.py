@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from crate_jax import InputError
 from crate_jax.training import augment
 from crate_jax.training.config import Config
-from crate_jax.training.tasks.base import Apply, Batch, Task
+from crate_jax.training.regularizer import make_regularizer
+from crate_jax.training.tasks.base import Apply, Batch, Task, normalised_images
 from crate_jax.training.tokenizer import Pixels
 
 
@@ -14,14 +16,19 @@ def classify(config: Config, pixels: Pixels) -> Task:
     """Image classification by cross-entropy, in nats, with label smoothing, mixing and erasing in training.
 
     Args:
-      config: the run; `label_smoothing` and `data`'s `mean`, `std`, `mixup`, `cutmix`, `erase` are used.
+      config: the run; `label_smoothing`, `regularizer` and `data`'s `mean`, `std`, `mixup`, `cutmix`, `erase` are used.
       pixels: what the values of the images mean.
+    Raises:
+      InputError: a model that has no classes.
     """
+    regularizer = make_regularizer(config)
     data, num_classes = config.data, config.model.num_classes
-    mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
-
-    def inputs(batch: Batch) -> jax.Array:
-        return augment.normalise(batch["image"], pixels.max_value, mean, std)
+    if not num_classes:
+        raise InputError(
+            f"task: classify needs classes, which model.family {config.model.family!r} does not have here; accepted: a "
+            "model of images with model.num_classes above 0"
+        )
+    inputs = normalised_images(config, pixels)
 
     def loss(apply: Apply, batch: Batch, key: jax.Array):
         images, targets = inputs(batch), soft_targets(batch["label"], num_classes, config.label_smoothing)
@@ -30,8 +37,11 @@ def classify(config: Config, pixels: Pixels) -> Task:
         images, targets = augment.mix(
             jax.random.fold_in(key, 2), images, targets, mixup_alpha=data.mixup, cutmix_alpha=data.cutmix
         )
-        logits, _ = apply(images, train=True, key=key)
-        return class_scores(logits, batch["label"], targets)
+        trace = regularizer.reading(jax.random.fold_in(key, 3))
+        logits, layers = apply(images, train=True, key=key, trace=trace)
+        loss, metrics = class_scores(logits, batch["label"], targets)
+        extra, terms = regularizer.total(layers)
+        return loss + extra, {**metrics, **terms}
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
         logits, _ = apply(inputs(batch))

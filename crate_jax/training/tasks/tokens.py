@@ -1,8 +1,8 @@
-"""Next-pixel and masked-pixel prediction, and both at once with classification (Chen et al. 2020)."""
+"""Next-token and masked-token prediction of pixels and of text, and the former with classification (Chen et al. 2020)."""
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +13,11 @@ import optax
 
 from crate_jax import InputError, models
 from crate_jax.compression import baselines
+from crate_jax.data.sources import Source
 from crate_jax.training.config import Config
 from crate_jax.training.console import wide_table
 from crate_jax.training.metrics import write_atomically
+from crate_jax.training.regularizer import make_regularizer
 from crate_jax.training.tasks.base import Apply, Batch, Task
 from crate_jax.training.tasks.classify import class_scores, class_sums, soft_targets
 from crate_jax.training.tokenizer import Pixels, Tokenizer, make_tokenizer
@@ -26,11 +28,12 @@ cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
 
 def autoregressive(config: Config, pixels: Pixels) -> Task:
-    """L_AR = −1/n Σ_t log p(x_t | x_<t), in nats a token; `bits_per_pixel` is L_AR / ln 2, a pixel being one token."""
+    """L_AR = −1/n Σ_t log p(x_t | x_<t), in nats a token; `bits_per_pixel` or `bits_per_byte` is L_AR / ln 2."""
     tokenizer = _tokenizer(config, pixels, causal=True, classes=False)
+    inputs = _inputs(tokenizer)
 
     def nats(apply: Apply, batch: Batch, **options) -> jax.Array:
-        tokens = tokenizer.encode(batch["image"])
+        tokens = inputs(batch)
         logits, _ = apply(tokens, **options)
         return cross_entropy(logits, tokens).mean(axis=-1)
 
@@ -39,22 +42,20 @@ def autoregressive(config: Config, pixels: Pixels) -> Task:
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
         total = jnp.sum(batch["mask"] * nats(apply, batch))
-        return {"loss": total, "bits_per_pixel": total / math.log(2), "count": jnp.sum(batch["mask"])}
+        bits = {f"bits_per_{pixels.unit}": total / math.log(2)}
+        return {"loss": total, **bits, "count": jnp.sum(batch["mask"])}
 
-    return Task(
-        lambda batch: tokenizer.encode(batch["image"]),
-        loss,
-        evaluate,
-        partial(_report_code_length, tokenizer, pixels, "eval/loss"),
-    )
+    return Task(inputs, loss, evaluate, partial(_report_code_length, tokenizer, pixels, "eval/loss"))
 
 
 def bert(config: Config, pixels: Pixels) -> Task:
-    """L_BERT = −1/|M| Σ_{t∈M} log p(x_t | x_\\M), each pixel masked with probability 0.15, in nats a masked token.
+    """L_BERT = −1/|M| Σ_{t∈M} log p(x_t | x_\\M), each token masked with probability 0.15, in nats a masked token.
 
-    Masked pixels go in as zero embeddings. In evaluation an example's mask is a function of its place in the split alone.
+    `bits_per_pixel` or `bits_per_byte` is L_BERT / ln 2. Masked tokens go in as zero embeddings. In evaluation an example's
+    mask is a function of its place in the split alone.
     """
     tokenizer = _tokenizer(config, pixels, causal=False, classes=False)
+    inputs = _inputs(tokenizer)
 
     def nats(apply: Apply, tokens: jax.Array, masked: jax.Array, **options) -> jax.Array:
         logits, _ = apply(jnp.where(masked, models.MASKED, tokens), **options)
@@ -62,42 +63,48 @@ def bert(config: Config, pixels: Pixels) -> Task:
         return jnp.sum(weights * cross_entropy(logits, tokens), axis=-1)
 
     def loss(apply: Apply, batch: Batch, key: jax.Array):
-        tokens = tokenizer.encode(batch["image"])
+        tokens = inputs(batch)
         mask_key, key = jax.random.split(key)
         masked = jax.random.bernoulli(mask_key, MASK_PROBABILITY, tokens.shape)
         return nats(apply, tokens, masked, train=True, key=key).mean(), {}
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
-        tokens = tokenizer.encode(batch["image"])
+        tokens = inputs(batch)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
         masked = jax.vmap(lambda key: jax.random.bernoulli(key, MASK_PROBABILITY, tokens.shape[1:]))(keys)
-        return {
-            "loss": jnp.sum(batch["mask"] * nats(apply, tokens, masked)),
-            "count": jnp.sum(batch["mask"]),
-        }
+        total = jnp.sum(batch["mask"] * nats(apply, tokens, masked))
+        bits = {f"bits_per_{pixels.unit}": total / math.log(2)}
+        return {"loss": total, **bits, "count": jnp.sum(batch["mask"])}
 
-    return Task(lambda batch: tokenizer.encode(batch["image"]), loss, evaluate)
+    return Task(inputs, loss, evaluate, partial(_report_masked, tokenizer, pixels))
 
 
 def joint(config: Config, pixels: Pixels) -> Task:
     """L_GEN + L_CLF: next-pixel prediction plus classification from the mean of the last layer; for fine-tuning."""
-    tokenizer = _tokenizer(config, pixels, causal=True, classes=True)
+    if pixels.text:
+        raise InputError(
+            "task: joint needs labels, which text has not; accepted for text: autoregressive, bert"
+        )
+    tokenizer, regularizer = _tokenizer(config, pixels, causal=True, classes=True), make_regularizer(config)
+    inputs = _inputs(tokenizer)
 
     def predict(apply: Apply, batch: Batch, **options):
-        tokens = tokenizer.encode(batch["image"])
-        (logits, class_logits), _ = apply(tokens, **options)
-        return cross_entropy(logits, tokens).mean(axis=-1), class_logits
+        tokens = inputs(batch)
+        (logits, class_logits), layers = apply(tokens, **options)
+        return cross_entropy(logits, tokens).mean(axis=-1), class_logits, layers
 
     def loss(apply: Apply, batch: Batch, key: jax.Array):
-        nats, class_logits = predict(apply, batch, train=True, key=key)
+        trace = regularizer.reading(jax.random.fold_in(key, 3))
+        nats, class_logits, layers = predict(apply, batch, train=True, key=key, trace=trace)
         targets = soft_targets(batch["label"], class_logits.shape[-1], config.label_smoothing)
         class_loss, metrics = class_scores(class_logits, batch["label"], targets)
         generative = nats.mean()
-        metrics = {"generative_loss": generative, "class_loss": class_loss, **metrics}
-        return generative + class_loss, metrics
+        extra, terms = regularizer.total(layers)
+        metrics = {"generative_loss": generative, "class_loss": class_loss, **metrics, **terms}
+        return generative + class_loss + extra, metrics
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
-        nats, class_logits = predict(apply, batch)
+        nats, class_logits, _ = predict(apply, batch)
         generative = jnp.sum(batch["mask"] * nats)
         sums = class_sums(class_logits, batch["label"], batch["mask"])
         return {
@@ -108,19 +115,15 @@ def joint(config: Config, pixels: Pixels) -> Task:
             "bits_per_pixel": generative / math.log(2),
         }
 
-    return Task(
-        lambda batch: tokenizer.encode(batch["image"]),
-        loss,
-        evaluate,
-        partial(_report_code_length, tokenizer, pixels, "eval/generative_loss"),
-    )
+    report = partial(_report_code_length, tokenizer, pixels, "eval/generative_loss")
+    return Task(inputs, loss, evaluate, report)
 
 
 def _tokenizer(config: Config, pixels: Pixels, *, causal: bool, classes: bool) -> Tokenizer:
     model = config.model
     if not isinstance(model, models.TokenConfig):
         raise InputError(
-            f"task: {config.task} predicts pixels, which model.family {model.family!r} does not; accepted: igpt, crate_gpt"
+            f"task: {config.task} predicts tokens, which model.family {model.family!r} does not; accepted: igpt, crate_gpt"
         )
     if model.causal != causal:
         raise InputError(f"model.causal: found {model.causal}; accepted for task {config.task}: {causal}")
@@ -132,57 +135,52 @@ def _tokenizer(config: Config, pixels: Pixels, *, causal: bool, classes: bool) -
     return make_tokenizer(pixels, model.vocab_size)
 
 
+def _inputs(tokenizer: Tokenizer) -> Callable[[Batch], jax.Array]:
+    return lambda batch: tokenizer.encode(batch["text" if "text" in batch else "image"])
+
+
+def _all_tokens(tokenizer: Tokenizer, source: Source) -> np.ndarray:
+    """The tokens of every example, `[m, n]`."""
+    encode = jax.jit(_inputs(tokenizer))
+    parts = np.array_split(np.arange(len(source)), -(-len(source) // 256))
+    examples = ([source[int(i)] for i in part] for part in parts)
+    batches = ({name: np.stack([each[name] for each in part]) for name in part[0]} for part in examples)
+    return np.concatenate([np.asarray(encode(batch)) for batch in batches])
+
+
 def _report_code_length(
     tokenizer: Tokenizer,
     pixels: Pixels,
     loss: str,
+    apply: Apply,
     values: Mapping[str, float],
-    images: Iterable[np.ndarray],
+    source: Source,
     folder: Path,
 ) -> dict[str, str]:
     """The test loss as a code length, next to those of ordinary coders on the same tokens.
 
     Writes `code_length.json`. The model itself is not counted, nor is the palette.
     """
-    images = np.stack(list(images))
-    encode = jax.jit(tokenizer.encode)
-    tokens = np.concatenate(
-        [np.asarray(encode(part)) for part in np.array_split(images, -(-len(images) // 256))]
-    )
-    seen = tokenizer.decode(tokens)
+    del apply
+    tokens = _all_tokens(tokenizer, source)
     bits = {
         "model": values[loss] * tokens.size / math.log(2),
         "order-0 entropy": baselines.order0_bits(tokens),
-        "png, a file an image": baselines.png_bits(seen),
-        "png, one contact sheet": baselines.png_sheet_bits(seen),
+        "order-1 entropy": baselines.order1_bits(tokens),
         "zlib -9": baselines.zlib_bits(tokens),
         "lzma -9e": baselines.lzma_bits(tokens),
     }
-    lengths = {
-        name: {
-            "nats_per_token": total * math.log(2) / tokens.size,
-            "bits_per_pixel": total / tokens.size,
-            "bytes": total / 8,
-        }
-        for name, total in bits.items()
-    }
-    wide_table(
-        f"code length of {len(tokens):,} test images of {tokens.shape[1]:,} tokens",
-        ["", "nats a token", "bits a pixel", "bytes", "model is shorter by"],
-        [
-            [
-                name,
-                f"{length['nats_per_token']:.4f}",
-                f"{length['bits_per_pixel']:.4f}",
-                f"{length['bytes']:,.0f}",
-                "" if name == "model" else f"{1 - bits['model'] / bits[name]:.1%}",
-            ]
-            for name, length in lengths.items()
-        ],
-    )
-    report = {"images": len(tokens), "tokens": tokens.size, "code_length": lengths}
+    if not pixels.text:
+        seen = tokenizer.decode(tokens)
+        bits["png, a file an image"] = baselines.png_bits(seen)
+        bits["png, one contact sheet"] = baselines.png_sheet_bits(seen)
+    what = "windows of text" if pixels.text else "images"
+    title = f"code length of {len(tokens):,} test {what} of {tokens.shape[1]:,} tokens"
+    lengths = _table(title, bits, tokens.size, pixels.unit)
+    report = {"examples": len(tokens), "tokens": tokens.size, "code_length": lengths}
     rows = {"code length": str(folder / "code_length.json")}
     if pixels.colours is not None:
+        images = np.stack([source[i]["image"] for i in range(len(source))])
         mse = float(np.mean((images.astype(np.float64) - seen) ** 2))
         report["palette"] = {"mse": mse, "psnr_db": 10 * math.log10(255**2 / mse) if mse else math.inf}
         rows["palette"] = (
@@ -190,3 +188,55 @@ def _report_code_length(
         )
     write_atomically(folder / "code_length.json", json.dumps(report, indent=1) + "\n")
     return rows
+
+
+def _report_masked(
+    tokenizer: Tokenizer,
+    pixels: Pixels,
+    apply: Apply,
+    values: Mapping[str, float],
+    source: Source,
+    folder: Path,
+) -> dict[str, str]:
+    """The test loss of a masked token next to the entropies of a token; writes `masked_prediction.json`."""
+    del apply
+    tokens = _all_tokens(tokenizer, source)
+    bits = {
+        "model": values["eval/loss"] * tokens.size / math.log(2),
+        "order-0 entropy": baselines.order0_bits(tokens),
+        "order-1 entropy": baselines.order1_bits(tokens),
+    }
+    title = f"a masked {pixels.unit} of {len(tokens):,} test examples of {tokens.shape[1]:,} tokens"
+    lengths = _table(title, bits, tokens.size, pixels.unit)
+    for length in lengths.values():
+        del length["bytes"]  # Tokens that are predicted from each other are no code.
+    report = {"examples": len(tokens), "tokens": tokens.size, "masked_prediction": lengths}
+    write_atomically(folder / "masked_prediction.json", json.dumps(report, indent=1) + "\n")
+    return {"masked prediction": str(folder / "masked_prediction.json")}
+
+
+def _table(title: str, bits: Mapping[str, float], count: int, unit: str) -> dict[str, dict[str, float]]:
+    """Prints lengths in bits of `count` tokens, and returns them by name."""
+    lengths = {
+        name: {
+            "nats_per_token": total * math.log(2) / count,
+            f"bits_per_{unit}": total / count,
+            "bytes": total / 8,
+        }
+        for name, total in bits.items()
+    }
+    wide_table(
+        title,
+        ["", "nats a token", f"bits a {unit}", "bytes", "model is shorter by"],
+        [
+            [
+                name,
+                f"{length['nats_per_token']:.4f}",
+                f"{length[f'bits_per_{unit}']:.4f}",
+                f"{length['bytes']:,.0f}",
+                "" if name == "model" else f"{1 - bits['model'] / bits[name]:.1%}",
+            ]
+            for name, length in lengths.items()
+        ],
+    )
+    return lengths

@@ -1,0 +1,116 @@
+"""CRATE-α: the white-box transformer that scales (arXiv 2405.20299), as released (github.com/UCSC-VLAA/CRATE-alpha).
+
+CRATE's block with another sparsification, ODL: an overcomplete dictionary D, another one D̂ to leave it, and a skip:
+    Z½ = Z + MSSA(LN(Z)),   Z' = Z½ + z² D̂ᵀ,   z² two ISTA steps from zero on ½‖LN(Z½) − z Dᵀ‖² + λ‖z‖₁, z ≥ 0.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+from flax import nnx
+
+from crate_jax import InputError, objectives
+from crate_jax.models.images import ImageClassifier, ImageConfig
+from crate_jax.models.layers import MSSA, Dense, PatchProjection, layer_norm, uniform_init
+
+# name: (dim, depth, heads, patch size of the published models)
+SIZES = {
+    "tiny": (192, 12, 3, 16),
+    "small": (576, 12, 12, 16),
+    "base": (768, 12, 12, 16),
+    "large": (1024, 24, 16, 14),
+    "huge": (1280, 32, 16, 14),
+}
+# As released: that of flax, not of PyTorch.
+EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class CRATEAlphaConfig(ImageConfig):
+    """All that determines a CRATE-α. The dictionaries are `dim` × `overcomplete`·`dim`; `step_size` is η, `penalty` λ."""
+
+    family: str = "crate_alpha"
+    overcomplete: int = 4
+    step_size: float = 0.1
+    penalty: float = 0.1
+
+
+def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
+    """The configuration of a published size.
+
+    Args:
+      size: tiny, small, base, large or huge: 4,811,944, 40,975,912, 72,328,936, 253,650,920 and 526,819,560 parameters at
+        224 px, patch 16 (14 for large and huge), 1000 classes.
+      **overrides: any field of `CRATEAlphaConfig`.
+    """
+    if size not in SIZES:
+        raise InputError(f"size of CRATE-α: found {size!r}; accepted: {', '.join(SIZES)}")
+    dim, depth, heads, patch_size = SIZES[size]
+    published = {"dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size}
+    return CRATEAlphaConfig(**{**published, **overrides})
+
+
+class ODL(nnx.Module):
+    """Overcomplete dictionary learning: x → z² D̂ᵀ, returned with the codes z²; see `objectives.overcomplete_block`."""
+
+    def __init__(self, config: CRATEAlphaConfig, *, dtype, rngs: nnx.Rngs):
+        self.step_size, self.penalty, self.dtype = config.step_size, config.penalty, dtype
+        shape, init = (config.dim, config.overcomplete * config.dim), uniform_init((6 / config.dim) ** 0.5)
+        self.dictionary = nnx.Param(init(rngs.params(), shape))
+        self.decoder = nnx.Param(init(rngs.params(), shape))
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        constants = {"step_size": self.step_size, "penalty": self.penalty}
+        codes = objectives.ista(x.astype(self.dtype), self.dictionary[...], steps=2, **constants)
+        return codes @ self.decoder[...].astype(self.dtype).T, codes
+
+
+class CRATEAlphaBlock(nnx.Module):
+    """One MSSA step and one ODL step; reports what `crate.CRATEBlock` reports, `ista_out` being the codes."""
+
+    def __init__(self, config: CRATEAlphaConfig, *, dtype, rngs: nnx.Rngs):
+        options = {"dtype": dtype, "rngs": rngs}
+        self.mssa_norm = layer_norm(config.dim, eps=EPS, **options)
+        self.mssa = MSSA(config.dim, config.heads, config.head_dim, use_bias=False, **options)
+        self.odl_norm = layer_norm(config.dim, eps=EPS, **options)
+        self.odl = ODL(config, **options)
+
+    def __call__(self, z: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        normed = self.mssa_norm(z)
+        update = self.mssa(normed)
+        compressed = z + update
+        decoded, codes = self.odl(self.odl_norm(compressed))
+        out = compressed + decoded
+        if not report:
+            return out, {}
+        return out, {
+            "normed": normed,
+            "mssa_in": z,
+            "mssa_update": update,
+            "mssa_out": compressed,
+            "ista_out": codes,
+            "out": out,
+            "bases": self.mssa.bases[...],
+            "subspace_in": self.mssa.project(normed),
+            "subspace_out": self.mssa.project(self.mssa_norm(compressed)),
+        }
+
+
+class CRATEAlpha(ImageClassifier):
+    """Image classifier: linear patch embedding, class token, CRATE-α blocks, LayerNorm and linear head.
+
+    Called with images `[b, h, w, c]`; returns `(logits [b, num_classes] float32, trace)`.
+    """
+
+    def __init__(self, config: CRATEAlphaConfig, rngs: nnx.Rngs):
+        super().__init__(
+            config,
+            rngs,
+            embed=partial(PatchProjection, config.patch_size, config.channels, config.dim, gain=2.0),
+            make_block=partial(CRATEAlphaBlock, config),
+            make_norm=partial(layer_norm, config.dim, eps=EPS),
+            make_head=partial(Dense, (config.dim,), (config.num_classes,), stddev=0.02, use_bias=True),
+            class_std=1e-6,
+            position_std=0.02,
+        )

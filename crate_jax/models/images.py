@@ -1,0 +1,207 @@
+"""What the models of image patches share: their configuration, the token grid, and the classifier around the blocks."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crate_jax import InputError
+from crate_jax.models.layers import normal_param, resolve_dtype
+from crate_jax.models.model import Images, Params
+from crate_jax.models.stack import Stack, Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """What every model of image patches has. `image_width=None`: images are as wide as they are high, `image_size`."""
+
+    family: str = ""
+    image_size: int = 224
+    image_width: int | None = None
+    patch_size: int = 16
+    channels: int = 3
+    num_classes: int = 1000
+    dim: int = 384
+    depth: int = 12
+    heads: int = 6
+    scan: bool = True
+    remat: str = "none"
+    dtype: str = "auto"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return self.image_size, self.image_width or self.image_size, self.channels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width, _ = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens an image becomes, the class token not counted."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def head_dim(self) -> int:
+        """Features of a head."""
+        if self.dim % self.heads:
+            raise InputError(f"model.heads: found {self.heads}, which does not divide model.dim {self.dim}")
+        return self.dim // self.heads
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens that a block sees, the class token among them."""
+        return self.num_tokens + 1
+
+    def fit(self, images: Images) -> tuple["ImageConfig", int]:
+        """The configuration for such images, and the height that they must be given.
+
+        The grid of patches is kept: the patch size follows the image size, so the token count stays that of this
+        configuration. A `patch_size` set by the user is taken as it is. Images of another width than height have the
+        patches that fit their height.
+
+        Raises:
+          InputError: a requested image size that no suitable patch size divides.
+        """
+        rows, size = self.grid[0], images.wanted_size or images.size
+        sides = (size, images.wanted_width or size)
+        if "patch_size" in images.fixed:
+            patch = self.patch_size
+        elif sides == self.image_shape[:2]:
+            patch = self.patch_size
+        elif images.wanted_size is None and images.wanted_width is None:
+            # The data leave the size open to a pixel or two: keep the grid exactly.
+            patch = max(1, round(size / rows))
+            size = patch * min(rows, size // patch)
+            sides = (size, size)
+        else:
+            divisors = (p for p in range(1, size + 1) if not any(side % p for side in sides))
+            patch = min(divisors, key=lambda p: abs(size // p - rows))
+            if not 0.5 <= size / patch / rows <= 2:
+                near = [max(1, round(size / rows)) * rows, (round(size / rows) + 1) * rows]
+                raise InputError(
+                    f"data.image_size: {_pixels(sides)} has no patch size near a {rows}×{rows} grid; "
+                    f"sizes that work: {near}"
+                )
+        if any(side % patch for side in sides):
+            raise InputError(f"model.patch_size: {patch} does not divide data.image_size {_pixels(sides)}")
+        fitted = {"image_size": size, "image_width": images.wanted_width, "patch_size": patch}
+        fitted |= {"channels": images.channels, "num_classes": images.num_classes}
+        return dataclasses.replace(self, **fitted), size
+
+    def describe_input(self) -> str:
+        """What goes in and what comes out, for people."""
+        height, width, channels = self.image_shape
+        patches = f"{self.num_tokens} patches of {self.patch_size}×{self.patch_size}"
+        return f"{height}×{width}×{channels} images, {patches}, {self.num_classes} classes"
+
+
+def _pixels(sides: tuple[int, int]) -> str:
+    """One number for a square."""
+    return f"{sides[0]} px" if sides[0] == sides[1] else f"{sides[0]}×{sides[1]} px"
+
+
+def resize_positions(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
+    """Position embeddings of one grid of patches for another, interpolated (bicubic, antialiased when there are fewer).
+
+    Args:
+      table: `[extra + rows·columns, d]`; the first rows belong to no patch (a class token) and stay.
+      old, new: (rows, columns).
+    Returns:
+      `[extra + new rows·new columns, d]`; the table itself where the grid is the same.
+    """
+    if old == new:
+        return table
+    extra = table.shape[0] - old[0] * old[1]
+    patches = table[extra:].reshape(*old, -1)
+    resized = jax.image.resize(patches, (*new, patches.shape[-1]), method="bicubic")
+    return jnp.concatenate([table[:extra], resized.reshape(new[0] * new[1], -1)])
+
+
+def at_resolution(params: Params, old: ImageConfig, new: ImageConfig) -> Params:
+    """The parameters of a model of images for images of another size: every position embedding follows the grid."""
+
+    def one(path, leaf):
+        if not path[-1].key.endswith("position_embedding"):
+            return leaf
+        return resize_positions(jnp.asarray(leaf), old.grid, new.grid)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+class ImageClassifier(nnx.Module):
+    """Patch embedding, class token, positions, blocks, norm and linear head.
+
+    Called with images `[b, h, w, c]`; returns `(logits [b, num_classes] float32, trace)`.
+
+    Args:
+      config: an `ImageConfig`.
+      embed, make_block, make_norm: each called with `dtype=` and `rngs=`; the module from images to tokens, one block, the
+        norm before the head.
+      class_std, position_std: of the normal initial values; `class_std=None` is for a model without a class token, whose
+        head reads the mean of all tokens.
+    """
+
+    def __init__(
+        self,
+        config: ImageConfig,
+        rngs: nnx.Rngs,
+        *,
+        embed: Callable[..., nnx.Module],
+        make_block: Callable[..., nnx.Module],
+        make_norm: Callable[..., nnx.Module],
+        make_head: Callable[..., nnx.Module],
+        class_std: float | None,
+        position_std: float,
+    ):
+        height, width, _ = config.image_shape
+        if height % config.patch_size or width % config.patch_size:
+            sides = f"{height}" if height == width else f"{height}×{width}"
+            raise InputError(
+                f"model.patch_size: found {config.patch_size}, which does not divide model.image_size {sides}"
+            )
+        dtype = resolve_dtype(config.dtype)
+        self.config, self.dtype = config, dtype
+        options = {"dtype": dtype, "rngs": rngs}
+        self.patch_embed = embed(**options)
+        self.class_token = None if class_std is None else normal_param((config.dim,), class_std, rngs)
+        positions = config.num_tokens + (class_std is not None)
+        self.position_embedding = normal_param((positions, config.dim), position_std, rngs)
+        self.blocks = Stack(
+            lambda rngs: make_block(dtype=dtype, rngs=rngs),
+            config.depth,
+            scan=config.scan,
+            remat=config.remat,
+            rngs=rngs,
+        )
+        self.head_norm = make_norm(**options)
+        self.head = make_head(**options)
+
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None, trace: Trace = False
+    ) -> tuple[jax.Array, Any]:
+        del train, key  # Nothing in these models is random.
+        x, traced = self.features(images, trace=trace)
+        x = x[:, 0] if self.class_token is not None else jnp.mean(x, axis=1)
+        return self.head(self.head_norm(x)).astype(jnp.float32), traced
+
+    def features(self, images: jax.Array, *, trace: Trace = False) -> tuple[jax.Array, Any]:
+        """The tokens `[b, n, d]` after the last block, the class token (if any) first, and the trace."""
+        height, width, channels = self.config.image_shape
+        if images.ndim != 4 or images.shape[1:] != (height, width, channels):
+            raise InputError(
+                f"images: found shape {images.shape}; accepted: [b, {height}, {width}, {channels}]"
+            )
+        x = self.patch_embed(images)
+        if self.class_token is not None:
+            class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, self.config.dim))
+            x = jnp.concatenate([class_token.astype(self.dtype), x], axis=1)
+        x = x + self.position_embedding[...].astype(self.dtype)
+        return self.blocks(x, trace=trace)
