@@ -204,7 +204,7 @@ def many_classes():
     (looped,) = seconds(loop, repeats=1)
     loop_time = looped * classes / some
     yield (
-        f"… a loop over the classes (ΔR alone; {some} timed, scaled)",
+        f"… a loop over the classes (R_c alone; {some} timed, scaled)",
         f"{loop_time:.0f} s = {loop_time / first:.0f}×",
     )
 
