@@ -1,4 +1,4 @@
-"""Real steps compiled for a TPU that is not here. Skipped where the TPU compiler is not installed (`pip install 'jax[tpu]'`)."""
+"""Real steps compiled for a TPU that is not here. Skipped without its compiler (`pip install 'jax[tpu]'`)."""
 
 import importlib.util
 import json
@@ -64,9 +64,9 @@ def test_what_does_not_fit_is_said_not_crashed():
 
 
 def test_sizes_that_do_not_divide_are_one_line():
+    flags = ["--topology=v5e:4x8", "--mesh=fsdp", "--config.model.dim=1544", "--config.model.heads=8"]
     done = subprocess.run(
-        [*command("plan"), "--topology=v5e:4x8", "--config=configs/igpt.py:imagenet32_l", "--mesh=fsdp"]
-        + ["--config.model.dim=1544", "--config.model.heads=8"],
+        [*command("plan"), "--config=configs/igpt.py:imagenet32_l", *flags],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
