@@ -74,12 +74,13 @@ def render(plans: dict[str, dict]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    plans = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in [] if arguments == ["--render"] else arguments or PLANS:
-        plans[name] = compile_plan(name)
+        compiled = compile_plan(name)
+        plans = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}), name: compiled}
         plans = {name: plans[name] for name in PLANS if name in plans}
         RESULTS.write_text(json.dumps(plans, indent=1) + "\n")
         print(name, "fits" if plans[name]["fits"] else "does not fit", flush=True)
+    plans = json.loads(RESULTS.read_text())
     start, end = "<!-- plans -->\n", "<!-- end of plans -->"
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
     PAGE.write_text(
