@@ -58,7 +58,7 @@ def test_a_small_igpt_with_split_parameters():
 
 
 def test_what_does_not_fit_is_said_not_crashed():
-    plan = planned("--config=configs/igpt.py:imagenet32_l", "--config.batch_size=256")
+    plan = planned("--config=configs/crate.py:tiny", "--config.batch_size=65536")
     assert not plan["fits"]
     assert plan["peak_bytes"] is None or plan["peak_bytes"] > plan["hbm_bytes"]
 
