@@ -81,7 +81,7 @@ def paper(
         warmup=epochs(1),
         data=DataConfig(name=data),
         optimizer=OptimizerConfig(name="adamw", lr=lr, weight_decay=0.0, b1=0.9, b2=0.95),
-        mesh=MeshConfig(data=1, fsdp=-1) if model.dim > 1024 else MeshConfig(),
+        mesh=MeshConfig("fsdp") if model.dim > 1024 else MeshConfig(),
     )
 
 

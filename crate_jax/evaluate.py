@@ -16,7 +16,8 @@ def main(argv: list[str]) -> None:
     run, params, step = open_run(config, path, overrides)
     with jax.set_mesh(run.mesh):
         batches = run.eval_batches(run.source("test"))
-        values = evaluation.evaluate(steps.make_eval_step(run.model, run.task), params, batches, run.mesh)
+        eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
+        values = evaluation.evaluate(eval_step, params, batches, run.mesh)
         layers = None
         if run.model.readings is not None:
             layers = layerwise.measure(

@@ -63,4 +63,4 @@ if __name__ == "__main__":
     # Not above: the processes that write shards import this file and need no JAX.
     from crate_jax.training import cli
 
-    cli.run(main)
+    cli.run(main, joins=False)

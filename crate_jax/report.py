@@ -67,4 +67,4 @@ def _call(command: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, joins=False)

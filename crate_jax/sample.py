@@ -134,13 +134,13 @@ def draw_tokens(
     A row of pixels is drawn at a time by one compiled scan, so that progress can be shown; of text all of it.
     """
     count, positions = prompt.shape
-    shards = int(np.prod([run.mesh.shape[axis] for axis in sharding.BATCH_AXES]))
+    shards = sharding.batch_shards(run.mesh)
     padded = np.concatenate([prompt, np.zeros((-count % shards, positions), prompt.dtype)])
     split, everywhere = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
     row = run.config.data.image_size or positions
     with jax.set_mesh(run.mesh):
-        shape = jax.eval_shape(lambda: sampling.start(run.model, len(padded)))
-        placement = jax.tree.map(lambda leaf: split if leaf.ndim else everywhere, shape)
+        _, cache, _ = jax.eval_shape(lambda: sampling.start(run.model, len(padded)))
+        placement = split, sharding.tree_shardings(cache, run.mesh, "cache/"), everywhere
         state = jax.jit(lambda: sampling.start(run.model, len(padded)), out_shardings=placement)()
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(padded)))
         padded, keys = jax.device_put((padded, keys), split)

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-import signal
+import sys
 import tempfile
 from collections.abc import Collection
 from functools import partial
@@ -13,14 +13,25 @@ import jax
 
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
-from crate_jax.training import cli, evaluation, optim, restore, state, steps, throughput, workdir
+from crate_jax.training import (
+    cli,
+    evaluation,
+    optim,
+    processes,
+    program,
+    restore,
+    state,
+    steps,
+    throughput,
+    workdir,
+)
 from crate_jax.training.checkpoint import Checkpoints
-from crate_jax.training.config import Config
+from crate_jax.training.config import Config, MeshConfig
 from crate_jax.training.console import TrainingProgress, console, table
 from crate_jax.training.feed import Feed
 from crate_jax.training.metrics import MetricsWriter, ThroughputWindow, write_atomically
 from crate_jax.training.run import Run, make_run
-from crate_jax.training.sharding import batch_sharding, replicated, shard_batch
+from crate_jax.training.sharding import make_mesh, replicated, shard_batch
 from crate_jax.training.summary import print_summary
 
 # Steps that the host may run ahead of the device: enough to hide its own work, few enough that forced host devices,
@@ -56,7 +67,9 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
         try:
             return trainer.fit()
         finally:
-            trainer.close()
+            # On several processes a failure is said at once: the others no longer answer, and a save needs them all.
+            if sys.exc_info()[0] is None or not processes.several():
+                trainer.close()
 
 
 def benchmark(run: Run) -> None:
@@ -97,13 +110,10 @@ class Trainer:
         self.batches = run.train_batches()
         self.eval_batches = run.eval_batches(run.source("test"))
         first = self.batches.batch(0)
-        metrics = steps.metric_names(run.model, run.task, shard_batch(first, run.mesh))
-        self.abstract = state.abstract_state(
-            run.model, tx, run.mesh, ema=config.ema_decay > 0, metric_names=metrics
-        )
-        step = steps.make_train_step(run.model, run.task, tx, config, log_steps=self.every["log"])
-        self.train_step = self._compile(step, first)
-        self.eval_step = steps.make_eval_step(run.model, run.task)
+        self.abstract, lowered = program.lower(run, tx, first, log_steps=self.every["log"])
+        # Ahead of time: its memory is known before step 1.
+        self.train_step = lowered.compile()
+        self.eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
         self.read_layers = layerwise.make_reader(run.model, run.task, run.mesh)
         self.stop_requested = False
         self.in_flight: collections.deque = collections.deque()
@@ -135,39 +145,24 @@ class Trainer:
             return None
         return self._finish(current)
 
-    def _compile(self, step, first_batch):
-        """The training step, compiled ahead of time: its memory is known before step 1."""
-        run = self.run
-        shardings = state.shardings_of(self.abstract)
-        batch = {
-            name: jax.ShapeDtypeStruct(
-                (run.config.batch_size, *value.shape[1:]), value.dtype, sharding=batch_sharding(run.mesh)
-            )
-            for name, value in first_batch.items()
-        }
-        step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(run.mesh)))
-        return step.lower(self.abstract, batch).compile()
-
     def _loop(self, current: state.TrainState) -> state.TrainState:
         feed = Feed(self.batches.iterate(self.start_step), self.run.mesh)
-        signals = (signal.SIGTERM, signal.SIGINT)
-        handlers = {number: signal.signal(number, self._request_stop) for number in signals}
         self.window = ThroughputWindow(self.start_step, feed)
+        progress = TrainingProgress(self.total_steps, self.start_step)
         try:
-            with TrainingProgress(self.total_steps, self.start_step) as self.progress:
+            with processes.StopSignals() as signals, progress as self.progress:
                 for step in range(self.start_step + 1, self.total_steps + 1):
                     batch = next(feed)
                     with jax.transfer_guard("disallow"):
                         current, report = self.train_step(current, batch)
                     self.in_flight.append((step, report))
                     self._settle(current, keep=STEPS_IN_FLIGHT)
+                    self.stop_requested = signals.stop_after(step)
                     self._do_what_is_due(current, step)
                     if self.stop_requested:
                         break
         finally:
             feed.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
         self.checkpoints.wait()
         return current
 
@@ -216,13 +211,6 @@ class Trainer:
             score = values.get("eval/accuracy", -values["eval/loss"]) if "eval" in due else None
             self.checkpoints.save(current, step, score)
 
-    def _request_stop(self, number, frame) -> None:
-        del number, frame
-        self.stop_requested = True
-        # A second signal ends the process at once.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
     def _evaluate(self, current: state.TrainState) -> dict[str, float]:
         means = evaluation.evaluate(self.eval_step, current.eval_params, self.eval_batches, self.run.mesh)
         return {f"eval/{name}": value for name, value in means.items()}
@@ -241,12 +229,25 @@ class Trainer:
         figures.layerwise(**measured, path=report / "layerwise.png", title=title)
         return report / "layerwise.png"
 
+    def _report_task(self, params, values: dict[str, float]) -> dict[str, str]:
+        """The task's own report, of a few examples: of several processes the first makes it, on one device of its own."""
+        run, mesh = self.run, self.run.mesh
+        if processes.several():
+            mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+            params = jax.jit(lambda params: params, out_shardings=replicated(run.mesh))(params)
+            params = jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
+            if not processes.is_first():
+                return {}
+        with jax.set_mesh(mesh):
+            apply = partial(run.model.apply, params)
+            return run.task.report(apply, values, run.source("test"), run.workdir / "report")
+
     def _raise_nonfinite(self, current: state.TrainState) -> None:
         """The state stopped moving at the bad step, and the batch is a function of the step: look at it again."""
         step = int(current.step)
         batch = shard_batch(self.batches.batch(step), self.run.mesh)
         key = jax.random.fold_in(jax.random.key(self.run.config.seed), step)
-        where = steps.find_nonfinite(self.run.model, self.run.task, current.params, batch, key)
+        where = steps.find_nonfinite(self.run.model, self.run.task, current.params, batch, key, self.run.mesh)
         self.checkpoints.wait()
         good = self.checkpoints.latest_step
         kept = "no checkpoint was saved yet" if good is None else f"the last good checkpoint is step {good}"
@@ -264,8 +265,7 @@ class Trainer:
             rows["layers"] = self._report_layers(current.eval_params)
         self.writer.write(int(current.step), {**values, "final": True})
         if self.run.task.report is not None:
-            apply = partial(self.run.model.apply, current.eval_params)
-            rows |= self.run.task.report(apply, values, self.run.source("test"), self.run.workdir / "report")
+            rows |= self._report_task(current.eval_params, values)
         table("test set, last parameters", {**rows, "metrics": self.writer.path})
         return values
 

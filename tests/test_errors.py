@@ -66,7 +66,10 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tiny_flags, tmp_path):
         ),
         ({"mesh.fsdp": 3}, r"mesh: found data=-1×fsdp=3×tensor=1 for 1 devices"),
         ({"task": "dream"}, "task: found 'dream'; accepted: classify"),
-        ({"optimizer.name": "adagrad"}, "optimizer.name: found 'adagrad'; accepted: lion, adamw, sgd"),
+        (
+            {"optimizer.name": "adagrad"},
+            "optimizer.name: found 'adagrad'; accepted: lion, adamw, adafactor, sgd",
+        ),
         ({"warmup_steps": 30}, "warmup: 30 steps; accepted: fewer than the 30"),
         ({"model.patch_size": 3}, "model.patch_size: 3 does not divide"),
         (

@@ -1,5 +1,6 @@
 """Pictures of what was measured. Every figure is written under a temporary name first."""
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -10,17 +11,18 @@ import numpy as np
 
 from crate_jax.analysis.layerwise import Measurement
 from crate_jax.analysis.linear_probe import Probe
+from crate_jax.training.metrics import write_atomically
 
 # Colour-blind safe (Okabe and Ito).
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 
 
 def save(figure, path: Path) -> None:
-    """Write a figure as PNG: there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=144, bbox_inches="tight")
+    """Write a figure as PNG, see `write_atomically`."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=144, bbox_inches="tight")
     plt.close(figure)
-    temporary.replace(path)
+    write_atomically(path, file.getvalue())
 
 
 def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: str) -> None:

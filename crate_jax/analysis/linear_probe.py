@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crate_jax.analysis.features import Features
 from crate_jax.data.dataset import held_out_fifth
-from crate_jax.training.sharding import BATCH_AXES
+from crate_jax.models.partition import BATCH_AXES
+from crate_jax.training.sharding import batch_shards
 
 # Inverse regularisation strengths tried, strongest first; every solution is the next one's start.
 STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 3))
@@ -115,7 +116,7 @@ def probe(train: Features, test: Features, num_classes: int, mesh: Mesh) -> Prob
 def to_blocks(array: np.ndarray, axis: int, mesh: Mesh) -> jax.Array:
     """Cuts `axis`, of length n, into `[blocks, rows]` padded with zeros, the rows split over the devices of the mesh."""
     n = array.shape[axis]
-    shards = int(np.prod([mesh.shape[name] for name in BATCH_AXES]))
+    shards = batch_shards(mesh)
     blocks = -(-n // MAX_ROWS)
     rows = -(-n // (blocks * shards)) * shards
     padding = [(0, 0)] * array.ndim

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from crate_jax.models.layers import choose
+from crate_jax.models.partition import constrain
 
 # What a block reports of itself: named arrays, and `layer`, its number. `trace` is False (nothing), True (all of them) or a
 # function that reduces them inside the scan, so that a reading of every layer needs no memory for the activations of every
@@ -26,16 +26,8 @@ REMAT_POLICIES = {
 }
 
 
-def constrain_tokens(x: jax.Array) -> jax.Array:
-    """Keep the residual stream sharded over the batch: left to itself XLA may replicate it over fsdp.
-
-    Without a mesh in context (a model used on its own) there is nothing to do.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "data" not in mesh.axis_names:
-        return x
-    spec = PartitionSpec(("data", "fsdp"), *(None,) * (x.ndim - 1))
-    return jax.lax.with_sharding_constraint(x, spec)
+# Paths in `partition.RULES`: the residual stream of all tokens, and of one while decoding.
+TOKENS, TOKEN = "activation/tokens", "activation/token"
 
 
 class Stack(nnx.Module):
@@ -64,7 +56,7 @@ class Stack(nnx.Module):
             number, params = layer
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
-            x, report = nnx.merge(graphdef, params)(constrain_tokens(x), report=bool(trace))
+            x, report = nnx.merge(graphdef, params)(constrain(x, TOKENS), report=bool(trace))
             return x, (reduce({**report, "layer": number}) if trace else None)
 
         if self.remat != "none":
@@ -72,12 +64,12 @@ class Stack(nnx.Module):
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
         if self.scan:
             x, reports = jax.lax.scan(body, x, (jnp.arange(self.depth), stacked))
-            return constrain_tokens(x), reports
+            return constrain(x, TOKENS), reports
         reports = []
         for layer in enumerate(self._layers(stacked)):
             x, report = body(x, layer)
             reports.append(report)
-        return constrain_tokens(x), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
+        return constrain(x, TOKENS), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
 
     def decode(self, x: jax.Array, caches: Sequence[Any], position: jax.Array) -> tuple[jax.Array, tuple]:
         """One token `[b, d]` through all blocks, each called as `block.decode(x, cache, position)`.
@@ -88,9 +80,9 @@ class Stack(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
         updated = []
         for params, cache in zip(self._layers(stacked), caches, strict=True):
-            x, cache = nnx.merge(graphdef, params).decode(constrain_tokens(x), cache, position)
+            x, cache = nnx.merge(graphdef, params).decode(constrain(x, TOKEN), cache, position)
             updated.append(cache)
-        return constrain_tokens(x), tuple(updated)
+        return constrain(x, TOKEN), tuple(updated)
 
     def _layers(self, stacked: Any) -> list[Any]:
         """The parameters of each layer. Split, not indexed: the gradient of a split is one concatenation, that of an index a

@@ -6,13 +6,21 @@ eps.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from crate_jax.objectives import arguments
-from crate_jax.objectives.logdet import Operands, cholesky_pivots, half_logdet, sum_of_logs
+from crate_jax.objectives.logdet import (
+    HIGHEST,
+    Operands,
+    batchwise,
+    cholesky_pivots,
+    half_logdet,
+    sum_of_logs,
+)
 
 
 def _tokens(z, mask):
@@ -150,6 +158,64 @@ def class_coding_rate(z, membership, *, eps_sq, mask=None):
     return _weighted_rate(z, weights if mask is None else weights * mask[..., None], eps_sq, count)
 
 
+def _unit_tokens(y):
+    """The tokens at unit length, oriented so that their smaller side is that of the Gram matrix."""
+    # Norms are floored at 1e-12, inside the root so that a zero token has a finite gradient.
+    v = y * (1 / jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24)))
+    return v if v.shape[-1] <= v.shape[-2] else jnp.swapaxes(v, -1, -2)
+
+
+def _unit_rates(y, alpha):
+    """½ logdet(I + αVᵀV) `[...]`, V the rows of y `[..., n, p]` at unit length, by plain Cholesky."""
+    return sum_of_logs(jnp.log1p(cholesky_pivots(_unit_tokens(y), alpha)[0]))
+
+
+def _unit_rates_in_pieces(y, alpha):
+    """The same, for as many matrices at a time as a processor's cache holds.
+
+    The normalised copy of everything would cost a CPU as much as the Gram matrices do, most of it to fetch
+    memory that is new at every call. Pieces are equal: a rest beside the loop would be a second batch of
+    Cholesky factorisations at the same time, which can deadlock (docs/objectives.md).
+    """
+    (*batch, n, p), count = y.shape, math.prod(y.shape[:-2])
+    largest = max(1, min(count, 2**20 // max(n * p, 1)))  # 4 MB of tokens
+    piece = next(size for size in range(largest, 0, -1) if count % size == 0)
+    pieces = (y.reshape(-1, piece, n, p), alpha.reshape(-1, piece, 1))
+    return lax.map(lambda operands: _unit_rates(*operands), pieces).reshape(batch)
+
+
+def _unit_rates_of_a_device(y, alpha):
+    return (lax.platform_dependent(y, alpha, cpu=_unit_rates_in_pieces, default=_unit_rates),)
+
+
+_UNIT_RATES = batchwise(_unit_rates_of_a_device, "... n p, ... a -> ...")
+
+
+@jax.custom_jvp
+def _unit_rates_by_device(y, alpha):
+    return _UNIT_RATES(y, alpha)[0]
+
+
+@_unit_rates_by_device.defjvp
+def _(primals, tangents):
+    # <αX, dV> + ½<X, V>dα with X = V(I + αVᵀV)⁻¹: autodiff of Cholesky takes many times as long.
+    (y, alpha), (dy, dalpha) = primals, tangents
+    v, dv = jax.jvp(_unit_tokens, (y,), (dy,))
+    delta, factor, _ = cholesky_pivots(v, alpha)
+    eye = jnp.broadcast_to(jnp.eye(v.shape[-1], dtype=v.dtype), factor.shape)
+    inverse = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+    solved = jnp.einsum("...ki,...kj->...ij", inverse, inverse, precision=HIGHEST)
+    x = jnp.matmul(v, solved, precision=HIGHEST)
+    slope = x * (alpha[..., None] * dv + 0.5 * dalpha[..., None] * v)
+    return sum_of_logs(jnp.log1p(delta)), jnp.sum(slope, axis=(-2, -1))
+
+
+@jax.jit
+def _released_rate(y, eps_sq):
+    alpha = jnp.full((*y.shape[:-2], 1), y.shape[-1] / (y.shape[-2] * eps_sq), jnp.float32)
+    return jnp.sum(_unit_rates_by_device(y, alpha), axis=-1)
+
+
 def released_coding_rate(projections, *, eps_sq=0.01):
     """The layer-wise metric of the released CRATE code: Σ_k ½ logdet(I + p/(n ε²) V_kᵀV_k), V_k unit-norm
     tokens.
@@ -178,17 +244,12 @@ def released_coding_rate(projections, *, eps_sq=0.01):
     9.23
     """
     projections = arguments.floating("projections", projections, "... k n p")
-    n, p = projections.shape[-2:]
+    p = projections.shape[-1]
     if not isinstance(eps_sq, jax.core.Tracer) and not eps_sq >= 1e-5 * p:
         raise ValueError(
             f"eps_sq: {eps_sq} was given; at least {1e-5 * p:.3g} (1e-5 times p = {p}) is accepted"
         )
-    v = projections.astype(jnp.float32)
-    # Norms are floored at 1e-12, inside the root so that a zero token has a finite gradient.
-    v = v * (1 / jnp.sqrt(jnp.maximum(jnp.sum(v * v, axis=-1, keepdims=True), 1e-24)))
-    v = v if p <= n else jnp.swapaxes(v, -1, -2)
-    delta, _, _ = cholesky_pivots(v, jnp.full((1,), p / (n * eps_sq), jnp.float32))
-    return sum_of_logs(jnp.log1p(delta).reshape(*delta.shape[:-2], -1))
+    return _released_rate(projections.astype(jnp.float32), eps_sq)
 
 
 def mean_and_std(values):

@@ -109,7 +109,7 @@ def _compute(ratio, operands):
     return lax.cond(jnp.all(trusted), by_cholesky, by_orthogonalisation)
 
 
-def _batchwise(compute, rule):
+def batchwise(compute, rule):
     """`compute` on leading batch axes as one operation for vmap, and for sharding of the axes before the
     matrices."""
     local = custom_partitioning(compute)
@@ -137,22 +137,22 @@ def _batchwise(compute, rule):
     local.def_partition(partition, sharding_rule=rule)
 
     @custom_vmap
-    def batchwise(*operands):
+    def operation(*operands):
         return local(*operands)
 
-    @batchwise.def_vmap
+    @operation.def_vmap
     def _(size, batched, *operands):
         if len(operands) == 3 and operands[1].ndim - batched[1] == 3 and batched[1]:
             # Bases that differ along the mapped axis are no batch of the same operation: one after the
             # other.
             def one(mapped):
                 filled = iter(mapped)
-                return batchwise(*(next(filled) if b else x for b, x in zip(batched, operands, strict=True)))
+                return operation(*(next(filled) if b else x for b, x in zip(batched, operands, strict=True)))
 
             results = lax.map(one, tuple(x for b, x in zip(batched, operands, strict=True) if b))
         else:
             shared = [len(operands) == 3 and i == 1 for i in range(len(operands))]
-            results = batchwise(
+            results = operation(
                 *(
                     x if b or s else jnp.broadcast_to(x, (size, *x.shape))
                     for x, b, s in zip(operands, batched, shared, strict=True)
@@ -160,7 +160,7 @@ def _batchwise(compute, rule):
             )
         return results, (True,) * len(results)
 
-    return batchwise
+    return operation
 
 
 def _dispatch():
@@ -181,7 +181,7 @@ def _dispatch():
         groups: ("... r m, ... m, ... m, ... m", "...", "... r m"),
     }
     return {
-        (kind.__name__, ratio): _batchwise(
+        (kind.__name__, ratio): batchwise(
             functools.partial(kind, ratio), f"{given} -> {value}, {x}" if ratio else f"{given} -> {value}"
         )
         for kind, (given, value, x) in rules.items()

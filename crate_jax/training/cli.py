@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crate_jax import InputError
+from crate_jax.training import processes
 from crate_jax.training import workdir as workdirs
 from crate_jax.training.config import Config, from_config_dict, to_config_dict
 
@@ -21,19 +23,26 @@ EXAMPLE = """  python -m crate_jax.train --config=configs/base.py --workdir=runs
   python -m crate_jax.evaluate --workdir=runs/base"""
 
 
-def run(main: Callable[[list[str]], None]) -> NoReturn:
-    """Run a command: one line on stderr and exit 2 for bad input, 1 for a run that failed."""
+def run(main: Callable[[list[str]], None], *, joins: bool = True) -> NoReturn:
+    """Run a command: one line on stderr and exit 2 for bad input, 1 for a run that failed.
+
+    Args:
+      main: the command, called with its command line.
+      joins: whether it is run by every host of a job together (see `processes.join`); else it touches no other process.
+    """
     _give_cpu_enough_threads()
     try:
-        main(sys.argv)
+        main(processes.join(sys.argv) if joins else sys.argv)
     except (InputError, flags.Error) as error:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 1)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         first = str(error).splitlines()[0]
+        if processes.several() and re.search(r"(?i)gloo|nccl|connection|heartbeat|unavailable", first):
+            _fail(f"the others cannot be reached, one of them has stopped: {first}", 1)
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            _crash()
         _fail(
             f"out of memory: {first}; lower batch_size, raise accumulate, or set model.remat to dots or full",
             1,
@@ -42,6 +51,9 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except Exception:
+        _crash()
+    processes.leave()
     sys.stdout.flush()
     sys.exit(0)
 
@@ -56,15 +68,32 @@ def _give_cpu_enough_threads() -> None:
         os.environ.setdefault("PJRT_NPROC", str(needed))
 
 
+def _crash() -> NoReturn:
+    """Let an error that nobody foresaw be seen whole. Python's own exit would wait at jax's barrier for the others, which
+    wait for this process.
+    """
+    if not processes.several():
+        raise
+    traceback.print_exc()
+    _fail("see above", 1)
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
-    # Daemon threads of data workers or of a half-finished save must not keep a failed command alive.
+    who = f"{processes.who()}: " if processes.several() else ""
+    print(f"error: {who}{' '.join(message.split())}", file=sys.stderr, flush=True)
+    # Daemon threads of data workers or of a half-finished save must not keep a failed command alive; nor may the barrier
+    # at jax's exit, for the other processes learn of this one's end by its silence.
     sys.stdout.flush()
     os._exit(code)
 
 
-def parse_config_file(argv: list[str]) -> tuple[Config, Path, set[str]]:
-    """`--config=FILE.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …]` as (config, workdir, overridden keys)."""
+def parse_config_file(
+    argv: list[str], values: flags.FlagValues | None = None
+) -> tuple[Config, Path, set[str]]:
+    """`--config=FILE.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …]` as (config, workdir, overridden keys).
+
+    `values` are flags of the command's own, parsed along.
+    """
     given = _flag(argv, "config")
     if given is None:
         raise InputError(f"--config is required. To start:\n{EXAMPLE}")
@@ -79,7 +108,7 @@ def parse_config_file(argv: list[str]) -> tuple[Config, Path, set[str]]:
         raise InputError(
             f"--config: get_config of {file} returned {type(config).__name__}; accepted: ConfigDict"
         )
-    config, overrides = _override(config, argv)
+    config, overrides = _override(config, argv, values)
     name = Path(file).stem + (f"-{variant}" if variant else "")
     return from_config_dict(config, overrides), Path(_flag(argv, "workdir") or f"runs/{name}"), overrides
 

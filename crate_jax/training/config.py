@@ -104,13 +104,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Lion (default), AdamW or SGD with decoupled weight decay; warm-up to `lr`, then cosine to zero."""
+    """Lion (default), AdamW, Adafactor or SGD with decoupled weight decay; warm-up to `lr`, then cosine to zero."""
 
     name: str = "lion"
     lr: float = 2e-4
     weight_decay: float = 0.05
     b1: float = 0.9
     b2: float = 0.99
+    momentum_dtype: str = "float32"  # Of the first moment of Lion and AdamW; bfloat16 halves it.
     clip_norm: float | None = None  # Global gradient norm.
 
 
@@ -127,11 +128,15 @@ class RegularizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: whatever the others leave."""
+    """A preset, one of `sharding.PRESETS`, and devices along each mesh axis in place of the preset's.
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    One axis may be -1: whatever the others leave. If no axis is, `data` is, unless it was given.
+    """
+
+    preset: str = "dp"
+    data: int | None = None
+    fsdp: int | None = None
+    tensor: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from crate_jax.training import processes
 from crate_jax.training.feed import Feed
 
 
 class MetricsWriter:
     """Appends one JSON object a line to `metrics.jsonl`; a line is one write, so a killed run leaves at most one torn.
+
+    Of several processes only the first writes.
 
     Args:
       workdir: where the file lies.
@@ -21,13 +24,15 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, *, resume_step: int, wandb_project: str | None = None):
         self.path = Path(workdir) / "metrics.jsonl"
+        self._file = self._tensorboard = self._wandb = None
+        if not processes.is_first():
+            return
         keep = [
             line for line in read_metrics(self.path) if line["step"] <= resume_step and not line.get("final")
         ]
         if self.path.exists():
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in keep))
         self._file = self.path.open("a", encoding="utf-8")
-        self._tensorboard = self._wandb = None
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
@@ -41,6 +46,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, float | bool]) -> None:
         """One line: the step and the values."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         numbers = {k: v for k, v in values.items() if not isinstance(v, bool)}
@@ -52,6 +59,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush everything to disk."""
+        if self._file is None:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -99,7 +108,12 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name and rename it: it is there whole or not at all."""
+    """Write a file under a temporary name and rename it: it is there whole or not at all.
+
+    Of several processes only the first writes.
+    """
+    if not processes.is_first():
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -21,6 +21,9 @@ NOT_DECAYED = (
     "temperature",
 )
 
+# Adafactor keeps the row and column means of g² of matrices at least so wide; heads are 48 to 64 wide.
+MIN_FACTORED = 32
+
 
 def decay_mask(params) -> dict:
     """True for each parameter that weight decay applies to."""
@@ -43,11 +46,27 @@ def make_schedule(lr: float, *, warmup_steps: int, total_steps: int) -> optax.Sc
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser of a config; weight decay is decoupled (multiplied by the learning rate, never by the gradient)."""
+    """The optimiser of a config; weight decay is decoupled (multiplied by the learning rate, never by the gradient).
+
+    What it keeps of a parameter, in float32: Lion one number, AdamW two, SGD none, Adafactor none to speak of (a row and a
+    column of a matrix). `momentum_dtype` bfloat16 halves the first moment of Lion and AdamW.
+    """
     decay = {"weight_decay": config.weight_decay, "mask": decay_mask}
+    if config.momentum_dtype not in ("float32", "bfloat16"):
+        raise InputError(
+            f"optimizer.momentum_dtype: found {config.momentum_dtype!r}; accepted: float32, bfloat16"
+        )
+    moments = {"b1": config.b1, "b2": config.b2, "mu_dtype": config.momentum_dtype}
     makers = {
-        "lion": lambda: optax.lion(schedule, b1=config.b1, b2=config.b2, **decay),
-        "adamw": lambda: optax.adamw(schedule, b1=config.b1, b2=config.b2, **decay),
+        "lion": lambda: optax.lion(schedule, **moments, **decay),
+        "adamw": lambda: optax.adamw(schedule, **moments, **decay),
+        "adafactor": lambda: optax.chain(
+            # Without momentum, and with the learning rate as the size of a step (not relative to the parameter's).
+            optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_FACTORED),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(**decay),
+            optax.scale_by_learning_rate(schedule),
+        ),
         "sgd": lambda: optax.chain(optax.add_decayed_weights(**decay), optax.sgd(schedule)),
     }
     if config.name not in makers:

@@ -14,7 +14,7 @@ from crate_jax.data import palette, pipeline, sources, subset
 from crate_jax.data.transforms import Augment
 from crate_jax.training import workdir as workdirs
 from crate_jax.training.config import Config, DataConfig, Duration, fit_to_data
-from crate_jax.training.sharding import check_batch_size, make_mesh
+from crate_jax.training.sharding import batch_part, check_batch_size, make_mesh
 from crate_jax.training.tasks import Task, make_task
 from crate_jax.training.tokenizer import Pixels
 
@@ -40,23 +40,22 @@ class Run:
     def train_batches(self) -> pipeline.Batches:
         """Training batches, a pure function of (seed, step)."""
         config, data = self.config, self.config.data
+        part, parts = batch_part(self.mesh)
         return pipeline.train(
             self.source("train", fitted=False),
             batch_size=config.batch_size,
             seed=config.seed,
             augment=None if self.info.kind == "text" else _augment(data),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
             num_threads=config.data.threads,
         )
 
     def eval_batches(self, source: sources.Source):
         """Every example of `source` once, padded to whole batches."""
+        part, parts = batch_part(self.mesh)
         return pipeline.evaluation(
-            source,
-            batch_size=self.config.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            source, batch_size=self.config.batch_size, process_index=part, process_count=parts
         )
 
     def steps(self, duration: Duration | None) -> int:

@@ -60,7 +60,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, types and shardings of the state, without allocating anything."""
     abstract = jax.eval_shape(
-        lambda key: init_state(model, tx, key, ema=ema, metric_names=metric_names), jax.random.key(0)
+        lambda: init_state(model, tx, jax.random.key(0), ema=ema, metric_names=metric_names)
     )
     return with_shardings(abstract, mesh)
 

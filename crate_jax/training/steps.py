@@ -7,9 +7,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from crate_jax.models import Model
 from crate_jax.training.config import Config
+from crate_jax.training.sharding import replicated
 from crate_jax.training.state import TrainState
 from crate_jax.training.tasks import Batch, Task
 
@@ -81,27 +83,28 @@ def make_train_step(
 
 def metric_names(model: Model, task: Task, batch) -> tuple[str, ...]:
     """Names of the metrics of the training step, found by shape inference."""
-    key = jax.random.key(0)
+    # Nothing is computed, not even the key: the mesh may be one of devices that are only described.
     _, metrics = jax.eval_shape(
-        lambda params, batch: task.loss(partial(model.apply, params), batch, key),
+        lambda params, batch: task.loss(partial(model.apply, params), batch, jax.random.key(0)),
         model.abstract_params,
         batch,
     )
     return (*COMMON_METRICS, *metrics)
 
 
-def make_eval_step(model: Model, task: Task) -> Callable:
-    """`eval_step(params, batch)` returns sums over the examples that count, and their number."""
-    return jax.jit(lambda params, batch: task.evaluate(partial(model.apply, params), batch))
+def make_eval_step(model: Model, task: Task, mesh: Mesh) -> Callable:
+    """`eval_step(params, batch)` returns sums over the examples that count, and their number, on every process."""
+    step = lambda params, batch: task.evaluate(partial(model.apply, params), batch)  # noqa: E731
+    return jax.jit(step, out_shardings=replicated(mesh))
 
 
-def find_nonfinite(model: Model, task: Task, params, batch: Batch, key: jax.Array) -> str:
+def find_nonfinite(model: Model, task: Task, params, batch: Batch, key: jax.Array, mesh: Mesh) -> str:
     """Where the first non-finite number of a training step appears, in words, following the forward pass."""
 
     def finite(tree):
         return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=replicated(mesh))
     def look(params, batch):
         output, trace = model.apply(
             params,

@@ -3,6 +3,7 @@
 import jax
 
 from crate_jax.training import console
+from crate_jax.training.program import peak_bytes
 from crate_jax.training.run import Run
 from crate_jax.training.sharding import bytes_per_device
 from crate_jax.training.state import TrainState, shardings_of
@@ -20,10 +21,6 @@ def print_summary(
       start: the step that this start resumes from.
     """
     config, model = run.config, run.model.config
-    memory = compiled.memory_analysis()
-    # Donated arguments are counted once: their outputs live in the same place.
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
     held = {
         name: console.human_bytes(
             bytes_per_device(getattr(abstract, name), getattr(shardings_of(abstract), name))
@@ -42,8 +39,8 @@ def print_summary(
             + (", …" if run.info.num_classes > 4 else ""),
             "mesh": " × ".join(f"{name}={size}" for name, size in run.mesh.shape.items())
             + f" on {run.mesh.size} {jax.devices()[0].device_kind} device(s)",
-            "memory a device": f"{console.human_bytes(peak)} at the peak, of which parameters {held['params']} "
-            f"and optimiser {held['opt_state']}",
+            "memory a device": f"{console.human_bytes(peak_bytes(compiled))} at the peak, of which "
+            f"parameters {held['params']} and optimiser {held['opt_state']}",
             "batch": f"{config.batch_size} in {config.accumulate} slice(s)",
             "steps": f"{total_steps:,}" + (f", resuming after {start:,}" if start else ""),
             "optimiser": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}",

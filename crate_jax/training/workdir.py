@@ -9,6 +9,7 @@ import numpy as np
 from crate_jax import InputError
 from crate_jax.data import palette
 from crate_jax.data.sources import DatasetInfo
+from crate_jax.training import processes
 from crate_jax.training.config import Config, from_config_dict, to_config_dict
 from crate_jax.training.metrics import write_atomically
 
@@ -44,12 +45,20 @@ def prepare(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarra
             raise InputError(
                 f"--workdir: {workdir} holds another run ({'; '.join(fatal)}); give another --workdir to start afresh"
             )
-    (workdir / "report").mkdir(parents=True, exist_ok=True)
-    values = to_config_dict(config).to_dict()
-    write_atomically(workdir / "config.json", json.dumps(_without_none(values), indent=2) + "\n")
-    write_atomically(workdir / "dataset.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
-    if colours is not None:
-        palette.save(colours, workdir / PALETTE)
+    # All processes have compared before the first one writes, and go on when it has written.
+    processes.wait("workdir compared")
+    if processes.is_first():
+        (workdir / "report").mkdir(parents=True, exist_ok=True)
+        values = to_config_dict(config).to_dict()
+        write_atomically(workdir / "config.json", json.dumps(without_none(values), indent=2) + "\n")
+        write_atomically(workdir / "dataset.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+        if colours is not None:
+            palette.save(colours, workdir / PALETTE)
+    processes.wait("workdir written")
+    if not (workdir / "config.json").is_file():
+        raise InputError(
+            f"--workdir: process 0 wrote to {workdir}, which this host does not see; accepted: a shared folder"
+        )
     return changes
 
 
@@ -88,5 +97,5 @@ def _flat(config: Config) -> dict:
     return out
 
 
-def _without_none(values: dict) -> dict:
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
+def without_none(values: dict) -> dict:
+    return {k: without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}

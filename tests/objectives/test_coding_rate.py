@@ -146,6 +146,37 @@ def test_released_metric_matches_the_released_code():
         np.testing.assert_allclose(std, reference["std"], rtol=1e-5)
 
 
+def test_released_metric_goes_through_many_matrices_in_pieces():
+    z = np.random.default_rng(0).normal(size=(2, 37, 4096, 8)).astype(np.float32)
+    unit = z / np.linalg.norm(z.astype(np.float64), axis=-1, keepdims=True)
+    np.testing.assert_allclose(
+        objectives.released_coding_rate(z), oracles.coding_rate(unit, 0.01).sum(-1), rtol=1e-6
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "p"), [(9, 4), (4, 9)])
+def test_derivatives_of_the_released_metric(n, p):
+    z = jax.random.normal(jax.random.key(0), (2, 3, n, p))
+
+    def plain(z, eps_sq):
+        unit = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+        return jnp.sum(jax.vmap(jax.vmap(naive, (0, None)), (0, None))(unit, p / (n * eps_sq)))
+
+    def ours(z, eps_sq):
+        return jnp.sum(objectives.released_coding_rate(z, eps_sq=eps_sq))
+
+    gradients = [jax.jit(jax.grad(f, (0, 1)))(z, 0.1) for f in (ours, plain)]
+    for mine, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+    second = [
+        jax.jit(jax.jvp, static_argnums=0)(jax.grad(f), (z, 0.1), (z**2, 0.0))[1] for f in (ours, plain)
+    ]
+    np.testing.assert_allclose(*second, rtol=1e-4, atol=1e-4)
+    mapped = jax.vmap(lambda z: objectives.released_coding_rate(z, eps_sq=0.1))(z)
+    np.testing.assert_allclose(mapped, objectives.released_coding_rate(z, eps_sq=0.1), rtol=1e-6)
+
+
 def test_released_metric_of_degenerate_tokens():
     zero = jnp.zeros((2, 5, 4))
     assert objectives.released_coding_rate(zero) == 0

@@ -1,0 +1,144 @@
+"""Say whether a training step fits a machine that is not here, and what it will cost, by compiling it ahead of time."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+from absl import flags
+
+from crate_jax import InputError
+from crate_jax.models.stack import REMAT_POLICIES
+from crate_jax.planning import topology as topologies
+from crate_jax.planning.compile import Plan, in_subprocess
+from crate_jax.training import cli, sharding
+from crate_jax.training.config import Config, MeshConfig, to_config_dict
+from crate_jax.training.console import console, human_bytes, table, wide_table
+from crate_jax.training.workdir import without_none
+
+# Batches of a search are the configuration's times or by two, at most so often.
+DOUBLINGS = 6
+
+
+def main(argv: list[str]) -> None:
+    """`--config=… --topology=v5e:16x16 [--slices=2] [--mesh=fsdp_tp] [--json] [--search] [--config.KEY=VALUE …]`."""
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    flags.DEFINE_string("topology", None, topologies.ACCEPTED, **own)
+    flags.DEFINE_integer("slices", 1, "TPU slices, joined by the data centre's network.", **own)
+    flags.DEFINE_enum("mesh", None, list(sharding.PRESETS), "In place of config.mesh.preset.", **own)
+    flags.DEFINE_bool("json", False, "One JSON object instead of a table.", **own)
+    flags.DEFINE_bool("search", False, "Try meshes, remat policies and batch sizes.", **own)
+    config, _, overrides = cli.parse_config_file(argv, values)
+    if values["topology"].value is None:
+        raise InputError(f"--topology is required; accepted: {topologies.ACCEPTED}")
+    machine = topologies.parse(values["topology"].value, values["slices"].value)
+    topologies.check_compiler(machine)
+    if values["mesh"].value is not None:
+        config = _with_mesh(config, values["mesh"].value)
+
+    def compiled(config: Config) -> Plan:
+        described = without_none(to_config_dict(config).to_dict())
+        return in_subprocess(described, overrides, values["topology"].value, machine.slices)
+
+    plans = list(search(config, machine, compiled)) if values["search"].value else [compiled(config)]
+    best = max(plans, key=_worth)
+    if values["json"].value:
+        print(json.dumps(dataclasses.asdict(best)))
+    elif values["search"].value:
+        _show_search(plans, best)
+    else:
+        _show(best)
+
+
+def search(config: Config, machine: topologies.Topology, compiled) -> Iterator[Plan]:
+    """For every mesh and remat policy the largest batch that fits, doubled or halved from the configuration's.
+
+    Memory falls from policy to policy, so the batch of one is where the next one begins.
+    """
+    meshes = [name for name in sharding.PRESETS if name != "hybrid" or machine.slices > 1]
+    for mesh in meshes:
+        batch = config.batch_size
+        for remat in REMAT_POLICIES:
+            candidate = _with_mesh(config, mesh)
+            candidate = dataclasses.replace(
+                candidate, model=dataclasses.replace(candidate.model, remat=remat)
+            )
+            best, halved = None, False
+            for _ in range(DOUBLINGS):
+                try:
+                    tried = compiled(dataclasses.replace(candidate, batch_size=batch))
+                except InputError as error:
+                    console.print(f"{mesh}, {remat}, batch {batch}: {error}")
+                    break
+                yield tried
+                if tried.fits:
+                    best = tried
+                    if halved:
+                        break
+                    batch *= 2
+                elif best is not None:
+                    break
+                else:
+                    halved, batch = True, batch // 2
+            if best is not None:
+                batch = best.batch_size
+
+
+def _worth(plan: Plan) -> tuple:
+    """The largest batch that fits; of equals the least recomputed, then the least sent."""
+    sent = sum(found["bytes"] for found in plan.collectives.values())
+    return plan.fits, plan.batch_size, -list(REMAT_POLICIES).index(plan.remat), -sent
+
+
+def _with_mesh(config: Config, preset: str) -> Config:
+    """Sizes that belong to another preset do not stay."""
+    return dataclasses.replace(config, mesh=MeshConfig(preset))
+
+
+def _show(plan: Plan) -> None:
+    mesh = " × ".join(f"{name}={size}" for name, size in plan.mesh.items())
+    sizes = {"peak": plan.peak_bytes, "parameters": plan.params_bytes, "optimiser": plan.optimizer_bytes}
+    sizes["activations and temporaries"] = plan.temp_bytes
+    sent = {
+        kind: f"{found['count']} × a step, {human_bytes(found['bytes'])} a device"
+        for kind, found in plan.collectives.items()
+    }
+    table(
+        f"{plan.num_params:,} parameters on {plan.topology}",
+        {
+            "fits": f"{'yes' if plan.fits else 'NO'}, {human_bytes(plan.hbm_bytes)} a device",
+            **{name: human_bytes(size) if size is not None else "not known" for name, size in sizes.items()},
+            "mesh": mesh,
+            "batch": f"{plan.batch_size}, remat {plan.remat}",
+            **sent,
+            "flops a step": f"{plan.flops_per_step:.3e} in matrix products",
+            "step at 40 % utilisation": f"{plan.step_seconds:.3g} s",
+            "compiled in": f"{plan.compile_seconds:.1f} s",
+        },
+    )
+
+
+def _show_search(plans: list[Plan], best: Plan) -> None:
+    rows = [
+        [
+            "×".join(str(size) for size in plan.mesh.values()),
+            plan.remat,
+            plan.batch_size,
+            human_bytes(plan.peak_bytes) if plan.peak_bytes is not None else "?",
+            "yes" if plan.fits else "no",
+            human_bytes(sum(found["bytes"] for found in plan.collectives.values())),
+            "◀" if plan is best and plan.fits else "",
+        ]
+        for plan in plans
+    ]
+    wide_table(
+        f"{best.num_params:,} parameters on {best.topology}",
+        ["data×fsdp×tensor", "remat", "batch", "peak", "fits", "sent a step", ""],
+        rows,
+    )
+    if not best.fits:
+        console.print("nothing fits; take a larger machine or a smaller model")
+
+
+if __name__ == "__main__":
+    cli.run(main, joins=False)

@@ -1,0 +1,225 @@
+"""One training step compiled for one machine, in a process of its own: a crash of the compiler must not take more with it.
+
+    python -m crate_jax.planning.compile < REQUEST.json
+
+prints a line of JSON: the fields of `Plan`, or `{"error": …}`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from crate_jax import InputError
+
+# Of the memory that a GPU has, XLA gives a program so much; of a TPU's the compiler itself knows.
+GPU_SHARE = 0.92
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_ACCELERATOR_TYPE": "none",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step needs. Bytes are those of one device, flops those of a step on all of them.
+
+    `peak_bytes` of a step that does not fit is the compiler's own account, its parts are then not known (None).
+    """
+
+    topology: str
+    mesh: dict[str, int]
+    batch_size: int
+    remat: str
+    num_params: int
+    num_devices: int
+    fits: bool
+    hbm_bytes: int
+    peak_bytes: int | None
+    argument_bytes: int | None
+    temp_bytes: int | None
+    params_bytes: int
+    optimizer_bytes: int
+    collectives: dict[str, dict[str, int]]
+    flops_per_step: int
+    step_seconds: float
+    compile_seconds: float
+
+
+def in_subprocess(config: dict[str, Any], overrides: Collection[str], topology: str, slices: int) -> Plan:
+    """Compile in a process of its own.
+
+    Args:
+      config: the configuration, as `to_config_dict(config).to_dict()` without its Nones.
+      overrides: dotted keys that the user set.
+      topology: as `topology.parse` takes it.
+      slices: of them.
+    Raises:
+      InputError: what the configuration or the machine forbids, or a crash of the compiler.
+    """
+    request = {"config": config, "overrides": sorted(overrides), "topology": topology, "slices": slices}
+    done = subprocess.run(
+        [sys.executable, "-m", "crate_jax.planning.compile"],
+        input=json.dumps(request),
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"plan: the compiler for {topology} ended with exit code {done.returncode}: {why}")
+    answer = json.loads(lines[-1])
+    if "error" in answer:
+        raise InputError(answer["error"])
+    return Plan(**answer)
+
+
+def plan(request: dict[str, Any]) -> Plan:
+    """Compile the step that a request describes; see `in_subprocess`."""
+    import jax
+
+    from crate_jax.planning import flops, hlo
+    from crate_jax.planning import topology as topologies
+    from crate_jax.training import config as configs
+    from crate_jax.training import optim, program, sharding, state, steps
+
+    machine = topologies.parse(request["topology"], request["slices"])
+    config = configs.from_config_dict(request["config"], set(request["overrides"]))
+    run, batch = describe(config, request["overrides"], topologies.devices(machine))
+    config = run.config
+    tx = optim.make_optimizer(
+        config.optimizer, optim.make_schedule(config.optimizer.lr, warmup_steps=1, total_steps=2)
+    )
+    with jax.set_mesh(run.mesh):
+        abstract, lowered = program.lower(run, tx, batch, log_steps=1)
+        began = time.perf_counter()
+        memory, text, peak = None, "", None
+        try:
+            compiled = lowered.compile()
+            memory, text, peak = compiled.memory_analysis(), compiled.as_text(), program.peak_bytes(compiled)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            peak = _used_bytes(str(error))
+        seconds = time.perf_counter() - began
+    shardings = state.shardings_of(abstract)
+    held = {
+        name: sharding.bytes_per_device(getattr(abstract, name), getattr(shardings, name))
+        for name in ("params", "opt_state")
+    }
+    # Recomputed products are no part of what a step is worth.
+    worth = dataclasses.replace(run, model=_without_remat(run.model))
+    count = flops.matmul_flops(
+        lambda params, batch: steps.loss_and_grad(worth.model, worth.task, params, batch, jax.random.key(0)),
+        abstract.params,
+        {name: jax.ShapeDtypeStruct((config.batch_size, *b.shape[1:]), b.dtype) for name, b in batch.items()},
+    )
+    limit = machine.chip.hbm_bytes * (GPU_SHARE if machine.kind == "h100" else 1)
+    return Plan(
+        topology=str(machine),
+        mesh=dict(run.mesh.shape),
+        batch_size=config.batch_size,
+        remat=getattr(config.model, "remat", "none"),
+        num_params=run.model.num_params,
+        num_devices=machine.num_devices,
+        fits=memory is not None and peak <= limit,
+        hbm_bytes=machine.chip.hbm_bytes,
+        peak_bytes=peak,
+        argument_bytes=memory and memory.argument_size_in_bytes,
+        temp_bytes=memory and memory.temp_size_in_bytes,
+        params_bytes=held["params"],
+        optimizer_bytes=held["opt_state"],
+        collectives={kind: found._asdict() for kind, found in hlo.collectives(text).items()} if text else {},
+        flops_per_step=count,
+        step_seconds=count / (machine.num_devices * machine.chip.peak_flops * 0.4),
+        compile_seconds=seconds,
+    )
+
+
+def describe(config, overrides: Collection[str], devices: list):
+    """The run of a configuration on described devices, and the shapes of its batch. The data need not be here.
+
+    Where they are not, images are taken to be of the size and the number of classes that the configuration names.
+    """
+    import jax
+    import numpy as np
+
+    from crate_jax import models
+    from crate_jax.data import sources
+    from crate_jax.training.config import fit_to_data
+    from crate_jax.training.run import Run
+    from crate_jax.training.sharding import check_batch_size, make_mesh
+    from crate_jax.training.tasks import make_task
+    from crate_jax.training.tokenizer import Pixels
+
+    model, data = config.model, config.data
+    if getattr(model, "dtype", None) == "auto":
+        model = dataclasses.replace(model, dtype="bfloat16")  # What `auto` is on the machine planned for.
+        config = dataclasses.replace(config, model=model)
+    try:
+        info = sources.inspect(data.name, data_dir=data.data_dir)
+    except InputError:
+        side = getattr(model, "image_size", None) or math.isqrt(getattr(model, "num_positions", 0))
+        info = sources.DatasetInfo(
+            name=data.name,
+            image_size=data.image_size or side,
+            channels=data.channels or getattr(model, "channels", 3),
+            num_classes=getattr(model, "num_classes", 0) or 1000,
+            class_names=(),
+            max_value=255,
+            num_examples={"train": 1_281_167, "test": 50_000},
+        )
+    config = fit_to_data(config, info, set(overrides))
+    mesh = make_mesh(config.mesh, devices)
+    check_batch_size(config.batch_size, config.accumulate, mesh)
+    size, channels = config.data.image_size, config.data.channels
+    colours = None
+    if isinstance(config.model, models.TokenConfig) and channels == 3:
+        colours = np.zeros((config.model.vocab_size, 3), np.float32)
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, size, size, channels), np.uint8),
+        "label": jax.ShapeDtypeStruct((1,), np.int32),
+        "index": jax.ShapeDtypeStruct((1,), np.int32),
+    }
+    task = make_task(config, Pixels(info.max_value, colours))
+    return Run(config, Path("plan"), info, mesh, models.create(config.model), task, colours), batch
+
+
+def _without_remat(model):
+    from crate_jax import models
+
+    if not hasattr(model.config, "remat"):
+        return model
+    return models.create(dataclasses.replace(model.config, remat="none"))
+
+
+def _used_bytes(message: str) -> int | None:
+    """`Used 31.20G of 15.75G hbm` as bytes; None if the message does not say."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
+
+
+if __name__ == "__main__":
+    # What compilers print belongs to stderr; the answer alone to stdout.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            answer = dataclasses.asdict(plan(json.load(sys.stdin)))
+        except InputError as error:
+            answer = {"error": str(error)}
+    print(json.dumps(answer), flush=True)
+    os._exit(0)  # The compilers' own exit handlers may crash.

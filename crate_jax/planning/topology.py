@@ -1,0 +1,124 @@
+"""Machines by name, as devices that a program can be compiled for without having them."""
+
+import importlib.util
+import math
+import re
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from crate_jax import InputError
+
+
+class Chip(NamedTuple):
+    """One device: its memory in bytes and its peak bfloat16 matmul rate in flop/s, both as the vendor states them."""
+
+    hbm_bytes: int
+    peak_flops: float
+    dimensions: int  # Of a TPU's topology; 1 for a number of GPUs.
+
+
+GIB = 2**30
+CHIPS = {
+    "v4": Chip(32 * GIB, 275e12, 3),
+    "v5e": Chip(16 * GIB, 197e12, 2),
+    "v5p": Chip(95 * GIB, 459e12, 3),
+    "v6e": Chip(32 * GIB, 918e12, 2),
+    "h100": Chip(80 * GIB, 989e12, 1),
+}
+ACCEPTED = "v4:2x2x4, v5e:16x16, v5p:4x4x4, v6e:8x8 (chips along each side) or h100:64 (GPUs, 8 a node)"
+GPUS_PER_NODE = 8
+
+# What XLA must know of a GPU to compile for it, as the text of its GpuTargetConfigProto.
+H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 8 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  device_memory_size: 84978434048 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+}
+"""
+
+
+class Topology(NamedTuple):
+    """A machine: `kind` is a key of CHIPS, `shape` its chips along each side, `slices` how many of them."""
+
+    kind: str
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        """What one device is."""
+        return CHIPS[self.kind]
+
+    @property
+    def num_devices(self) -> int:
+        """Of all slices."""
+        return math.prod(self.shape) * self.slices
+
+    def __str__(self) -> str:
+        name = f"{self.kind}:{'x'.join(map(str, self.shape))}"
+        return f"{self.slices} × {name}" if self.slices > 1 else name
+
+
+def parse(name: str, slices: int = 1) -> Topology:
+    """`v5e:16x16` or `h100:64` as a Topology.
+
+    Raises:
+      InputError: a machine that is not known, or a shape that it cannot have.
+    """
+    kind, _, text = name.partition(":")
+    shape = tuple(map(int, text.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text) else ()
+    if kind not in CHIPS or len(shape) != CHIPS[kind].dimensions:
+        raise InputError(f"--topology: found {name!r}; accepted: {ACCEPTED}")
+    if kind == "h100":
+        if slices > 1:
+            raise InputError("--slices: GPUs have none; give their whole number, --topology=h100:64")
+        if shape[0] > GPUS_PER_NODE and shape[0] % GPUS_PER_NODE:
+            raise InputError(f"--topology: found {name!r}; accepted: up to 8 GPUs, or whole nodes of 8")
+    if slices < 1:
+        raise InputError(f"--slices: found {slices}; accepted: 1 or more")
+    return Topology(kind, shape, slices)
+
+
+def check_compiler(topology: Topology) -> None:
+    """Raises InputError with the line that installs the compiler for this machine, unless it is there."""
+    if topology.kind != "h100":
+        if importlib.util.find_spec("libtpu") is None:
+            raise InputError("plan: no TPU compiler here; install it with: pip install 'jax[tpu]'")
+    elif importlib.util.find_spec("jax_cuda13_plugin") is None:
+        version = jax.__version__
+        raise InputError(
+            "plan: no CUDA compiler here; install it with: "
+            f"pip install --no-deps jax-cuda13-pjrt=={version} jax-cuda13-plugin=={version}"
+        )
+
+
+def devices(topology: Topology) -> list:
+    """The described devices. To be called in a process whose own backend is the CPU.
+
+    Raises:
+      InputError: a shape that the compiler does not know.
+    """
+    if topology.kind == "h100":
+        count = topology.shape[0]
+        nodes = max(1, count // GPUS_PER_NODE)
+        options = {"topology": f"1x{nodes}x{count // nodes}", "target_config": H100}
+        return topologies.get_topology_desc(platform="cuda", topology_name="", **options).devices
+    options = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.kind == "v4":
+        options["chip_config_name"] = "megacore"
+    name = f"{topology.kind}:{'x'.join(map(str, topology.shape))}"
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"--topology: {name} is none that the TPU compiler knows ({first})") from None
