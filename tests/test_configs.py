@@ -13,7 +13,16 @@ from crate_jax.training.config import from_config_dict, to_config_dict
 
 CONFIGS = {
     "base": ["digits"],
-    "crate": ["cifar10", "tiny", "small", "base", "large"],
+    "crate": [
+        "cifar10",
+        *("tiny", "small", "base", "large"),
+        *("released_tiny", "released_small", "released_base", "released_large"),
+    ],
+    "finetune": [
+        f"{data}_{size}"
+        for data in ("cifar10", "cifar100", "flowers", "pets")
+        for size in ("tiny", "small", "base", "large")
+    ],
     "igpt": [
         "digits",
         "crate",
@@ -26,6 +35,7 @@ CONFIGS = {
         "imagenet32_m",
         "imagenet32_l",
         "imagenet32_crate",
+        "imagenet48_l",
         "imagenet64_xl",
     ],
     "mae": ["digits", "autoencoder", "cifar10", "tiny", "small", "base", "large"],
