@@ -38,8 +38,12 @@ def shrunk(file: str, variant: str):
     data, model = config.data, config.model
     fields = {field.name for field in dataclasses.fields(model)}
     sizes = {name: value for name, value in SMALL.items() if name in fields}
+    if data.name.startswith("text:"):
+        data = dataclasses.replace(data, name="stdlib")
     if data.name in ("digits", "stdlib"):
         sizes.pop("vocab_size", None)
+        if data.name == "stdlib":
+            sizes["num_positions"] = 64
     elif isinstance(model, models.TokenConfig):
         data = dataclasses.replace(data, image_size=8, palette="palette.npy")
         sizes["num_positions"] = 64
@@ -49,8 +53,6 @@ def shrunk(file: str, variant: str):
         sizes |= {"image_size": size, "patch_size": size // 4}
     if data.name.startswith(("folder:", "array_record:")):
         data = dataclasses.replace(data, name="folder:images")
-    elif data.name.startswith("text:"):
-        data = dataclasses.replace(data, name="stdlib")
     steps = Duration(2, "steps")
     return dataclasses.replace(
         config,
