@@ -142,7 +142,7 @@ class IGPTBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.attention_norm(x)
-        query, key, value = jnp.moveaxis(self.qkv(normed), -3, 0)
+        query, key, value = self._query_key_value(normed)
         attend = causal_attention if self.causal else jax.nn.dot_product_attention
         attended = attend(query, key, value)
         x = x + self.attention_output(attended)
@@ -151,12 +151,16 @@ class IGPTBlock(nnx.Module):
 
     def decode(self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array):
         """The block on one token `[b, d]`; the cache holds the keys and values `[b, k, n, p]` of those before it."""
-        query, key, value = jnp.moveaxis(self.qkv(self.attention_norm(x)), -3, 0)
+        query, key, value = self._query_key_value(self.attention_norm(x))
         keys, values = (
             cache_token(cached, new, position) for cached, new in zip(cache, (key, value), strict=True)
         )
         x = x + self.attention_output(attend_cached(query, keys, values, position))
         return x + self._mlp(x), (keys, values)
+
+    def _query_key_value(self, normed: jax.Array) -> list[jax.Array]:
+        # Split, not indexed: the gradient of a split is one concatenation, that of three indices a sum of three paddings.
+        return [part.squeeze(-3) for part in jnp.split(self.qkv(normed), 3, axis=-3)]
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         hidden = self.mlp_in(self.mlp_norm(x))

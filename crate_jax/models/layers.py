@@ -113,11 +113,11 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        width = math.prod(self.inputs)
+        # One matmul of matrices: with the batch as an axis of its own XLA transposes, for the gradient of the kernel, what
+        # lies right already.
         leading = x.shape[: x.ndim - len(self.inputs)]
-        out = x.astype(self.dtype).reshape(*leading, width) @ self.kernel[...].astype(self.dtype).reshape(
-            width, -1
-        )
+        rows = x.astype(self.dtype).reshape(-1, math.prod(self.inputs))
+        out = rows @ self.kernel[...].astype(self.dtype).reshape(rows.shape[1], -1)
         out = out.reshape(*leading, *self.outputs)
         return out if self.bias is None else out + self.bias[...].astype(self.dtype)
 
