@@ -119,10 +119,13 @@ def cifar10_finetune() -> Config:
 
 
 def scaling(dim: int, depth: int, length: float) -> Config:
-    """One model of the scaling study: the default task at another width, depth and number of epochs."""
+    """One model of the scaling study: the default task at another width, depth and number of epochs.
+
+    The test set is read twice an epoch, so that the curves show the first pass, in which no image was seen before.
+    """
     config = digits()
     model = dataclasses.replace(config.model, dim=dim, depth=depth, heads=dim // 16)
-    return dataclasses.replace(config, model=model, total=epochs(length))
+    return dataclasses.replace(config, model=model, total=epochs(length), eval=epochs(0.5))
 
 
 # Studies: python -m crate_jax.report trains and probes every member.

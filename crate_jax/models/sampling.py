@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from crate_jax import InputError
 from crate_jax.models.model import Model, Params
+from crate_jax.models.partition import constrain
 
 # The cache grows to its full length in so many steps, none shorter than SHORTEST_STAGE positions. More of them read less of
 # what is still empty (of n positions (1 + 1/stages)/2 on average) and compile more often.
@@ -120,4 +121,8 @@ def cache_length(model: Model, positions: int) -> int:
 @partial(jax.jit, static_argnums=1)
 def grow(cache: Any, length: int) -> Any:
     """The model's cache, arrays `[b, k, n, p]`, with room for `length` positions."""
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0))), cache)
+
+    def longer(x):
+        return constrain(jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0))), "cache/")
+
+    return jax.tree.map(longer, cache)
