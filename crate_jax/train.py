@@ -247,7 +247,9 @@ class Trainer:
         step = int(current.step)
         batch = shard_batch(self.batches.batch(step), self.run.mesh)
         key = jax.random.fold_in(jax.random.key(self.run.config.seed), step)
-        where = steps.find_nonfinite(self.run.model, self.run.task, current.params, batch, key, self.run.mesh)
+        where = steps.find_nonfinite(
+            self.run.model, self.run.task, current.params, current.ema, batch, key, self.run.mesh
+        )
         self.checkpoints.wait()
         good = self.checkpoints.latest_step
         kept = "no checkpoint was saved yet" if good is None else f"the last good checkpoint is step {good}"

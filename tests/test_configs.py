@@ -39,6 +39,7 @@ CONFIGS = {
         "imagenet64_xl",
     ],
     "mae": ["digits", "autoencoder", "cifar10", "tiny", "small", "base", "large"],
+    "simdino": ["digits", "vit", "imagenet", "imagenet_crate"],
     "text": ["gpt", "bert", "transformer_gpt", "transformer_bert", "openwebtext", "openwebtext_transformer"],
 }
 ALL = [(file, variant) for file, variants in CONFIGS.items() for variant in variants]
