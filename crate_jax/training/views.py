@@ -1,6 +1,6 @@
-"""Random views of images, on the device: crops of any size, colours and blur, as self-distillation needs many of each image.
+"""Random views of images, on the device: crops of any size, colours and blur.
 
-Every view of every image has its own key, so what is drawn depends on (seed, step, place in the batch, view) alone. Images are
+Every view of every image has its own key: what is drawn depends on (seed, step, place in the batch, view) alone. Images are
 float `[b, h, w, c]` with values in [0, 1]; they are cut, mirrored, then changed in colour.
 """
 
