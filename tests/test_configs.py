@@ -13,7 +13,16 @@ from crate_jax.training.config import from_config_dict, to_config_dict
 
 CONFIGS = {
     "base": ["digits"],
-    "crate": ["cifar10", "tiny", "small", "base", "large"],
+    "crate": [
+        "cifar10",
+        *("tiny", "small", "base", "large"),
+        *("released_tiny", "released_small", "released_base", "released_large"),
+    ],
+    "finetune": [
+        f"{data}_{size}"
+        for data in ("cifar10", "cifar100", "flowers", "pets")
+        for size in ("tiny", "small", "base", "large")
+    ],
     "igpt": [
         "digits",
         "crate",
@@ -26,9 +35,11 @@ CONFIGS = {
         "imagenet32_m",
         "imagenet32_l",
         "imagenet32_crate",
+        "imagenet48_l",
         "imagenet64_xl",
     ],
     "mae": ["digits", "autoencoder", "cifar10", "tiny", "small", "base", "large"],
+    "simdino": ["digits", "vit", "imagenet", "imagenet_crate"],
     "text": ["gpt", "bert", "transformer_gpt", "transformer_bert", "openwebtext", "openwebtext_transformer"],
 }
 ALL = [(file, variant) for file, variants in CONFIGS.items() for variant in variants]
@@ -66,6 +77,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     traced = [line["step"] for line in lines if "layer/00/coding_rate" in line]
     assert traced == [15, 30]
     assert (tmp_path / "report" / "layerwise.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())[-1] == 30
     # The latest and the best are kept, nothing else.
     assert len(list((tmp_path / "checkpoints").iterdir())) <= 2

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def open_run(
     """A run to look at, with the parameters of its latest checkpoint (the averaged ones if it kept an average).
 
     Args:
-      config: the run's own configuration, perhaps with `data.*` changed to look at it on other data.
+      config: the run's own configuration, perhaps with `data.*` changed to look at it on other data. With another
+        `data.image_size` or `data.image_width` a model of images sees more or fewer patches, its positions interpolated.
       workdir: the folder of the run.
       overrides: dotted keys that were changed.
       match_classes: give other data the labels that the model was trained on, by class name; else they keep their own.
@@ -44,20 +46,27 @@ def open_run(
     changed = sorted(key for key in overrides if key.startswith("model."))
     if changed:
         raise InputError(f"--config.{changed[0]}: the model of a trained run cannot be changed")
-    # Other data take the shape that the model was trained on.
-    data = dataclasses.replace(
-        config.data, image_size=trained.data.image_size, channels=trained.data.channels
-    )
+    # Other data take the shape that the model was trained on, unless another size is asked for.
+    data = dataclasses.replace(config.data, channels=trained.data.channels)
     model = dataclasses.replace(trained.model, dtype=config.model.dtype)
+    if not {"data.image_size", "data.image_width"} & set(overrides):
+        data = dataclasses.replace(
+            data, image_size=trained.data.image_size, image_width=trained.data.image_width
+        )
+    elif isinstance(model, models.ImageConfig):
+        model = dataclasses.replace(model, image_size=data.image_size, image_width=data.image_width)
     run = open_data(dataclasses.replace(config, data=data, model=model), workdir)
     known = workdirs.read_dataset(workdir).class_names
     if match_classes and run.info.class_names != known:
         run = dataclasses.replace(run, labels=_label_map(run.info, known))
-    return run, *_restore(run.model, trained, workdir, run.mesh)
+    params, step = _restore(models.create(trained.model), trained, workdir, run.mesh)
+    return run, _at_resolution(params, trained.model, model), step
 
 
 def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
     """A fresh state with the parameters of another run's latest checkpoint; a classification head of its own stays new.
+
+    Position embeddings of images are interpolated when the grids of patches differ.
 
     Args:
       current: the state as initialised.
@@ -72,6 +81,7 @@ def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
             f"init_from: {workdir} holds model.family {trained.model.family!r}; accepted: {run.model.config.family!r}"
         )
     restored, _ = _restore(models.create(trained.model), trained, workdir, run.mesh)
+    restored = _at_resolution(restored, trained.model, run.model.config)
     theirs = {
         jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
     }
@@ -94,6 +104,13 @@ def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
     return dataclasses.replace(current, params=params, ema=ema)
 
 
+def _at_resolution(params: models.Params, old: Any, new: Any) -> models.Params:
+    """The parameters for the grid of patches of `new`; those of other models as they are."""
+    if isinstance(old, models.ImageConfig) and isinstance(new, models.ImageConfig):
+        return models.at_resolution(params, old, new)
+    return params
+
+
 def _restore(model: models.Model, trained: Config, workdir: Path, mesh: Mesh) -> tuple[models.Params, int]:
     checkpoints = Checkpoints(workdir, create=False)
     step = checkpoints.latest_step
@@ -106,11 +123,16 @@ def _restore(model: models.Model, trained: Config, workdir: Path, mesh: Mesh) ->
 
 
 def _label_map(info: sources.DatasetInfo, known: tuple[str, ...]) -> np.ndarray:
-    """The trained label of each class of other data, matched by name."""
-    unknown = [name for name in info.class_names if name not in known]
+    """The trained label of each class of other data, matched by name, or by number where all names are numbers."""
+    names = info.class_names
+    if not set(names) <= set(known) and all(name.isdecimal() and int(name) < len(known) for name in names):
+        return np.array(
+            [int(name) for name in names], np.int32
+        )  # ImageNet-V2 calls its folders 0, 1, …, 999.
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(
             f"{info.name}: classes {', '.join(unknown[:5])} are not among those the model was trained on "
             f"({', '.join(known[:10])}{', …' if len(known) > 10 else ''})"
         )
-    return np.array([known.index(name) for name in info.class_names], np.int32)
+    return np.array([known.index(name) for name in names], np.int32)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import matmul_flops
 
 from crate_jax import InputError, models, objectives, weights
 
@@ -82,25 +83,6 @@ def three_matmul_ista(z, dictionary, *, step_size, penalty):
     """The block as released: D z, Dᵀ D z and Dᵀ z for every token."""
     dz = z @ dictionary.T
     return jax.nn.relu(z + step_size * (z @ dictionary - dz @ dictionary) - step_size * penalty)
-
-
-def matmul_flops(function, *args) -> int:
-    """2·m·n·k over every dot of the function's jaxpr, scans multiplied by their length."""
-
-    def count(jaxpr) -> int:
-        total = 0
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name == "dot_general":
-                (contract, _), _ = eqn.params["dimension_numbers"]
-                inner = np.prod([eqn.invars[0].aval.shape[i] for i in contract])
-                total += 2 * int(np.prod(eqn.outvars[0].aval.shape) * inner)
-            for value in eqn.params.values():
-                inner_jaxpr = getattr(value, "jaxpr", value)
-                if hasattr(inner_jaxpr, "eqns"):
-                    total += count(inner_jaxpr) * eqn.params.get("length", 1)
-        return total
-
-    return count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def test_one_matmul_ista_saves_three_tenths_of_the_training_step(monkeypatch):
