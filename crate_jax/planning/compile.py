@@ -125,7 +125,9 @@ def plan(request: dict[str, Any]) -> Plan:
     # Recomputed products are no part of what a step is worth.
     worth = dataclasses.replace(run, model=_without_remat(run.model))
     count = flops.matmul_flops(
-        lambda params, batch: steps.loss_and_grad(worth.model, worth.task, params, batch, jax.random.key(0)),
+        lambda params, batch: steps.loss_and_grad(
+            worth.model, worth.task, params, batch, jax.random.key(0), ema=params
+        ),
         abstract.params,
         {name: jax.ShapeDtypeStruct((config.batch_size, *b.shape[1:]), b.dtype) for name, b in batch.items()},
     )
