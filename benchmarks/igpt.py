@@ -1,14 +1,14 @@
 """iGPT against Hugging Face's ImageGPT and against sampling without a cache, side by side in one process on this machine.
 
-    python benchmarks/igpt.py [--depth=24 --batch=16 --sample_steps=8 --repeats=3 --output=FILE.json]
+    python benchmarks/igpt.py [--depth=24 --batch=16 --sample_steps=32 --repeats=3 --output=FILE.json]
 
-Weights are random, of iGPT-S's shape (512 wide, 8 heads, 1,024 positions), float32. Sampling is timed a few tokens at a
-time and the time of all 1,024 follows: ours does not depend on the position (the cache has a static shape), the others' is
-measured at several prefix lengths and fitted by a polynomial, linear in the length for Hugging Face's cache, quadratic
-without one. Training is one step (loss, gradients, Adam) on whole images, the layers unrolled. Without torch and
-transformers their columns are left out. `cpu` is processor time, which other programs on the machine disturb less than
-`wall` time. On a machine that is not idle give each a thread, OMP_NUM_THREADS=1 PJRT_NPROC=1: PyTorch's threads wait for
-one another by spinning, which counts as processor time.
+Weights are random, of iGPT-S's shape (512 wide, 8 heads, 1,024 positions), float32. Sampling is timed a row of pixels at a
+time at several prefix lengths, fitted by a polynomial, and the time of all 1,024 tokens follows: for our cache linear in the
+length of its stage, for Hugging Face's linear in that of the prefix, without a cache quadratic in it. Training is one step
+(loss, gradients, Adam) on whole images, the layers unrolled. Without torch and transformers their columns are left out.
+`cpu` is processor time, which other programs on the machine disturb less than `wall` time. On a machine that is not idle
+give each a thread, OMP_NUM_THREADS=1 PJRT_NPROC=1: PyTorch's threads wait for one another by spinning, which counts as
+processor time.
 """
 
 import json
@@ -35,7 +35,7 @@ DEPTH = flags.DEFINE_integer("depth", 24, "Layers; 24 is iGPT-S.")
 BATCH = flags.DEFINE_integer("batch", 16, "Images drawn at once.")
 TRAIN_BATCH = flags.DEFINE_integer("train_batch", 1, "Images in a training step.")
 POSITIONS = flags.DEFINE_integer("positions", 1024, "Tokens of an image.")
-SAMPLE_STEPS = flags.DEFINE_integer("sample_steps", 8, "Tokens timed at a time.")
+SAMPLE_STEPS = flags.DEFINE_integer("sample_steps", 32, "Tokens timed at a time.")
 REPEATS = flags.DEFINE_integer("repeats", 3, "Each is timed so often, in turn; the median counts.")
 OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the figures.")
 
@@ -74,16 +74,21 @@ class Ours:
         )
         self.keys = jax.random.split(jax.random.key(2), BATCH.value)
         self.sampler = sampling.make_sampler(self.model, SAMPLE_STEPS.value, sampling.Draw())
-        self.state = jax.jit(lambda: sampling.start(self.model, BATCH.value))()
+        self.states = {}
         self.uncached = jax.jit(lambda params, tokens: self.model.apply(params, tokens)[0][:, -1])
         self.optimizer = optax.adam(1e-3, b2=0.95)
         self.train_step = jax.jit(self._train_step, donate_argnums=(0, 1))
 
-    def draw(self) -> np.ndarray:
-        """Seconds a token of every image."""
+    def draw(self, length: int) -> np.ndarray:
+        """Seconds a token of every image, the cache of a length of the sampler's."""
+        position = length - SAMPLE_STEPS.value
+        if length not in self.states:
+            previous, cache = self.tokens[:, 0], self.model.init_cache(BATCH.value, length)
+            self.states[length] = sampling.State(position, previous, cache)
 
         def run():
-            self.state, tokens = self.sampler(self.params, self.state, self.tokens, 0, self.keys)
+            state = self.states[length]._replace(position=position)
+            self.states[length], tokens = self.sampler(self.params, state, self.tokens, 0, self.keys)
             tokens.block_until_ready()
 
         return timed(run) / SAMPLE_STEPS.value
@@ -164,18 +169,20 @@ class HuggingFace:
         return timed(run)
 
 
-def whole(lengths: list[int], seconds: list[np.ndarray], degree: int) -> np.ndarray:
-    """Seconds of all positions, from those of one token at a few prefix lengths."""
-    positions = np.arange(1, POSITIONS.value + 1)
+def whole(lengths: list[int], seconds: list[np.ndarray], degree: int, all_lengths: np.ndarray) -> np.ndarray:
+    """Seconds of all tokens, whose lengths are given, from those of one token at a few lengths."""
     fits = [np.polyfit(lengths, np.array(seconds)[:, i], degree) for i in range(2)]
-    return np.array([np.polyval(fit, positions).sum() for fit in fits])
+    return np.array([np.polyval(fit, all_lengths).sum() for fit in fits])
 
 
 def measure_sampling(ours: Ours, other: "HuggingFace | None") -> dict[str, np.ndarray]:
     n = POSITIONS.value
     lengths = {"cached": [n // 10, n // 2, 9 * n // 10], "uncached": [n // 16, n // 8, n // 4]}
-    ours.draw()
-    functions = {"ours": ours.draw}
+    functions = {}
+    lengths["ours"] = [sampling.cache_length(ours.model, length) for length in lengths["cached"]]
+    for length in lengths["ours"]:
+        ours.draw(length)
+        functions[f"ours {length}"] = lambda length=length: ours.draw(length)
     for length in lengths["uncached"]:
         ours.draw_uncached(length)
         functions[f"uncached {length}"] = lambda length=length: ours.draw_uncached(length)
@@ -189,10 +196,16 @@ def measure_sampling(ours: Ours, other: "HuggingFace | None") -> dict[str, np.nd
             flush=True,
         )
     uncached = [measured[f"uncached {length}"] for length in lengths["uncached"]]
-    totals = {"cache": measured["ours"] * n, "no cache": whole(lengths["uncached"], uncached, 2)}
+    drawn = [measured[f"ours {length}"] for length in lengths["ours"]]
+    positions = np.arange(1, n + 1)
+    stages = np.array([sampling.cache_length(ours.model, i) for i in positions])
+    totals = {
+        "cache": whole(lengths["ours"], drawn, 1, stages),
+        "no cache": whole(lengths["uncached"], uncached, 2, positions),
+    }
     if other:
         cached = [measured[f"hf {length}"] for length in lengths["cached"]]
-        totals["hugging face"] = whole(lengths["cached"], cached, 1)
+        totals["hugging face"] = whole(lengths["cached"], cached, 1, positions)
     return totals
 
 

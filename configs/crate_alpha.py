@@ -92,7 +92,7 @@ def finetune(size: str) -> Config:
         config,
         model=dataclasses.replace(config.model, num_classes=1000),
         label_smoothing=0.1,
-        data=dataclasses.replace(config.data, name="folder:data/imagenet", randaugment=(2, 9)),
+        data=dataclasses.replace(config.data, name="array_record:data/imagenet", randaugment=(2, 9)),
         optimizer=dataclasses.replace(config.optimizer, lr=1.6e-4),
         init_from=f"runs/crate-alpha-{size}",
     )

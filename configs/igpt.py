@@ -12,6 +12,7 @@ Variants (--config=configs/igpt.py:VARIANT):
     bert, crate_bert      masked pixels instead of the next one; the loss is in nats a masked pixel
     cifar10               CIFAR-10 from scratch, 512 colours, a model for one GPU; cifar10_crate its CRATE-GPT twin
     imagenet32_s|m|l      Chen et al. 2020 on ImageNet at 32×32, and imagenet32_crate, a CRATE-GPT of S's width and depth
+    imagenet48_l          the same at 48×48, 2,304 tokens, from ImageNet prepared by crate_jax.prepare (docs/data.md)
     imagenet64_xl         the same at 64×64 with 6.8 billion parameters
     cifar10_finetune      the joint loss that took the paper's iGPT-L to 99.0 % on CIFAR-10; starts from
                           --config.init_from=WORKDIR, of imagenet32_l by default; with --config.data.labels_per_class=N it
@@ -89,6 +90,12 @@ def imagenet32(size: str, lr: float, **model) -> Config:
     return paper(models.igpt(size, **model), lr, data="tfds:imagenet_resized/32x32")
 
 
+def imagenet48_l() -> Config:
+    model = models.igpt("l", num_positions=48**2, remat="full")
+    config = paper(model, 1e-2, data="array_record:data/imagenet")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=48, channels=3))
+
+
 def imagenet64_xl() -> Config:
     model = models.igpt("xl", num_positions=4096, remat="full")
     return paper(model, 3e-4, data="tfds:imagenet_resized/64x64", batch_size=64, total=2 * 10**6)
@@ -112,10 +119,13 @@ def cifar10_finetune() -> Config:
 
 
 def scaling(dim: int, depth: int, length: float) -> Config:
-    """One model of the scaling study: the default task at another width, depth and number of epochs."""
+    """One model of the scaling study: the default task at another width, depth and number of epochs.
+
+    The test set is read twice an epoch, so that the curves show the first pass, in which no image was seen before.
+    """
     config = digits()
     model = dataclasses.replace(config.model, dim=dim, depth=depth, heads=dim // 16)
-    return dataclasses.replace(config, model=model, total=epochs(length))
+    return dataclasses.replace(config, model=model, total=epochs(length), eval=epochs(0.5))
 
 
 # Studies: python -m crate_jax.report trains and probes every member.
@@ -143,6 +153,7 @@ def get_config(variant="digits"):
             "imagenet32_m": lambda: imagenet32("m", 3e-3, remat="dots"),
             "imagenet32_l": lambda: imagenet32("l", 1e-3, remat="dots"),
             "imagenet32_crate": lambda: crate(imagenet32("s", 3e-3)),
+            "imagenet48_l": imagenet48_l,
             "imagenet64_xl": imagenet64_xl,
             **{
                 f"{study}/{name}": make

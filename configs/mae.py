@@ -12,8 +12,8 @@ Variants (--config=configs/mae.py:VARIANT):
     tiny | small | base | large
                   ImageNet-1K for 800 epochs as in the paper (arXiv 2404.02446): AdamW, lr 3e-5, weight decay 0.1, batch
                   4096, 40 epochs of warm-up, 75 % hidden. Small and base are 25.4M and 44.6M parameters; the paper's
-                  linear probes on CIFAR-10 are 79.4 and 80.9 %. Data: folder:PATH with train/nXXXXXXXX/* and
-                  val/nXXXXXXXX/*. Not run here. Ours are Adam's decay rates and the random
+                  linear probes on CIFAR-10 are 79.4 and 80.9 %. Data: ImageNet as crate_jax.prepare writes it
+                  (docs/data.md). Not run here. Ours are Adam's decay rates and the random
                   crops, which are MAE's.
 """
 
@@ -74,13 +74,14 @@ def imagenet(size: str) -> Config:
         checkpoint=epochs(1),
         trace=epochs(20),
         data=DataConfig(
-            name="folder:data/imagenet",
+            name="array_record:data/imagenet",
             image_size=224,
             channels=3,
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
-            flip=True,
+            eval_resize=256,
             crop_scale=(0.2, 1.0),
+            flip=True,
         ),
         optimizer=OptimizerConfig(name="adamw", lr=3e-5, weight_decay=0.1, b1=0.9, b2=0.95),
     )

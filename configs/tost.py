@@ -10,7 +10,7 @@ Variants (--config=configs/tost.py:VARIANT):
                 ImageNet-1K for 400 epochs as released with the paper (arXiv 2412.17810): AdamW, lr 1e-3 for batch 1024,
                 weight decay 0.05, 5 epochs of warm-up, RandAugment, mixup, CutMix, random erasing. Published top-1 of the
                 released classifiers, whose patch embedding and pooling are others (see `models.ToST`): 67.3, 77.9, 80.3.
-                Data: folder:PATH with train/nXXXXXXXX/* and val/nXXXXXXXX/*. Not run here; ours drop no layers at random.
+                Data: ImageNet as crate_jax.prepare writes it (docs/data.md). Not run here; ours drop no layers at random.
 """
 
 from functools import partial
@@ -64,7 +64,7 @@ def imagenet(size: str) -> Config:
         eval=epochs(1),
         checkpoint=epochs(1),
         data=DataConfig(
-            name="folder:data/imagenet",
+            name="array_record:data/imagenet",
             image_size=224,
             channels=3,
             mean=(0.485, 0.456, 0.406),

@@ -9,7 +9,7 @@ Variants (--config=configs/vit.py:VARIANT):
     tiny | small | base | large
                 ImageNet-1K with the recipe of configs/crate.py, as the paper compares them (arXiv 2306.01129): Lion, lr
                 2.4e-4, weight decay 0.5, batch 2048, 150 epochs. Its top-1 for tiny and small: 71.5, 72.4. Data:
-                folder:PATH with train/nXXXXXXXX/* and val/nXXXXXXXX/*. Not run here.
+                ImageNet as crate_jax.prepare writes it (docs/data.md). Not run here.
 """
 
 from functools import partial
@@ -63,13 +63,14 @@ def imagenet(size: str) -> Config:
         eval=epochs(1),
         checkpoint=epochs(1),
         data=DataConfig(
-            name="folder:data/imagenet",
+            name="array_record:data/imagenet",
             image_size=224,
             channels=3,
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
+            eval_resize=256,
+            crop_scale=(0.08, 1.0),
             flip=True,
-            crop_padding=28,
         ),
         optimizer=OptimizerConfig(name="lion", lr=2.4e-4, weight_decay=0.5),
     )

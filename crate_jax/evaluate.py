@@ -1,21 +1,31 @@
 """Evaluate a trained run: accuracy, top-5, loss and the layer-wise table, on its own test split or on other data."""
 
 import json
+from pathlib import Path
 
 import jax
+from absl import flags
 
+from crate_jax import InputError
 from crate_jax.analysis import layerwise
+from crate_jax.data import real, sources
 from crate_jax.training import cli, evaluation, steps
 from crate_jax.training.console import table, wide_table
 from crate_jax.training.metrics import write_atomically
 from crate_jax.training.restore import open_run
+from crate_jax.training.run import Run
 
 
 def main(argv: list[str]) -> None:
-    config, path, overrides = cli.parse_workdir(argv)
+    own = flags.FlagValues()
+    flags.DEFINE_string("real_labels", None, "ImageNet's ReaL labels, a real.json.", flag_values=own)
+    config, path, overrides = cli.parse_workdir(argv, own)
     run, params, step = open_run(config, path, overrides)
+    source = run.source("test")
+    if own["real_labels"].value is not None:
+        source = with_real_labels(run, Path(own["real_labels"].value))
     with jax.set_mesh(run.mesh):
-        batches = run.eval_batches(run.source("test"))
+        batches = run.eval_batches(source)
         eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
         values = evaluation.evaluate(eval_step, params, batches, run.mesh)
         layers = None
@@ -45,6 +55,15 @@ def main(argv: list[str]) -> None:
                 for layer in range(run.model.config.depth)
             ],
         )
+
+
+def with_real_labels(run: Run, file: Path) -> sources.Source:
+    """The test images with their ReaL labels beside the ordinary ones, see `data.real`."""
+    data = run.config.data
+    if run.config.task != "classify":
+        raise InputError(f"--real_labels: found a run with task {run.config.task}; accepted: classify")
+    source = real.Labelled(run.source("test", fitted=False), real.load(file))
+    return sources.Fitted(source, data.image_size, data.channels, data.eval_resize)
 
 
 if __name__ == "__main__":

@@ -136,12 +136,12 @@ def draw_tokens(
     count, positions = prompt.shape
     shards = sharding.batch_shards(run.mesh)
     padded = np.concatenate([prompt, np.zeros((-count % shards, positions), prompt.dtype)])
-    split, everywhere = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
+    split = sharding.batch_sharding(run.mesh)
     row = run.config.data.image_size or positions
     with jax.set_mesh(run.mesh):
-        _, cache, _ = jax.eval_shape(lambda: sampling.start(run.model, len(padded)))
-        placement = split, sharding.tree_shardings(cache, run.mesh, "cache/"), everywhere
-        state = jax.jit(lambda: sampling.start(run.model, len(padded)), out_shardings=placement)()
+        _, previous, cache = sampling.start(run.model, len(padded))
+        cache = jax.device_put(cache, sharding.tree_shardings(cache, run.mesh, "cache/"))
+        state = sampling.State(0, jax.device_put(previous, split), cache)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(padded)))
         padded, keys = jax.device_put((padded, keys), split)
         sampler = sampling.make_sampler(run.model, row, draw)
@@ -149,7 +149,7 @@ def draw_tokens(
         with progress("rows of pixels", positions // row) as advance:
             for _ in range(positions // row):
                 state, tokens = sampler(params, state, padded, given, keys)
-                drawn.append(np.asarray(jax.device_put(tokens, everywhere)))
+                drawn.append(np.asarray(tokens))
                 advance(1)
     return np.concatenate(drawn, axis=1)[:count]
 

@@ -29,7 +29,7 @@ from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.config import Config, MeshConfig
 from crate_jax.training.console import TrainingProgress, console, table
 from crate_jax.training.feed import Feed
-from crate_jax.training.metrics import MetricsWriter, ThroughputWindow, write_atomically
+from crate_jax.training.metrics import MetricsWriter, ThroughputWindow, read_metrics, write_atomically
 from crate_jax.training.run import Run, make_run
 from crate_jax.training.sharding import make_mesh, replicated, shard_batch
 from crate_jax.training.summary import print_summary
@@ -247,7 +247,9 @@ class Trainer:
         step = int(current.step)
         batch = shard_batch(self.batches.batch(step), self.run.mesh)
         key = jax.random.fold_in(jax.random.key(self.run.config.seed), step)
-        where = steps.find_nonfinite(self.run.model, self.run.task, current.params, batch, key, self.run.mesh)
+        where = steps.find_nonfinite(
+            self.run.model, self.run.task, current.params, current.ema, batch, key, self.run.mesh
+        )
         self.checkpoints.wait()
         good = self.checkpoints.latest_step
         kept = "no checkpoint was saved yet" if good is None else f"the last good checkpoint is step {good}"
@@ -264,6 +266,8 @@ class Trainer:
         if self.run.model.readings is not None:
             rows["layers"] = self._report_layers(current.eval_params)
         self.writer.write(int(current.step), {**values, "final": True})
+        title = f"{self.run.model.config.family} on {self.run.info.name}"
+        figures.losses(read_metrics(self.writer.path), self.run.workdir / "report" / "loss.png", title=title)
         if self.run.task.report is not None:
             rows |= self._report_task(current.eval_params, values)
         table("test set, last parameters", {**rows, "metrics": self.writer.path})

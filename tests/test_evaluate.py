@@ -1,14 +1,17 @@
 """`crate_jax.evaluate`: a trained run on its own test split and on other data."""
 
+import dataclasses
 import json
 
 import cv2
+import numpy as np
 import pytest
-from conftest import TINY, load_config
+from conftest import TINY, command, load_config, run
 
 from crate_jax import InputError, evaluate
 from crate_jax.data import sources
 from crate_jax.train import train
+from crate_jax.training.restore import _label_map
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,58 @@ def test_unknown_classes_are_named(trained, tmp_path):
             )
     with pytest.raises(InputError, match="classes cat, dog are not among those the model was trained on"):
         evaluate.main(["evaluate", f"--workdir={trained[0]}", f"--config.data.name=folder:{tmp_path}"])
+
+
+def test_classes_called_by_number_are_those_numbers():
+    """ImageNet-V2's folders; the order in which they are listed does not matter."""
+    info = dataclasses.replace(sources.inspect("digits"), class_names=("0", "2", "11", "1"))
+    known = tuple(f"n{i:08}" for i in range(12))
+    assert _label_map(info, known).tolist() == [0, 2, 11, 1]
+    with pytest.raises(InputError, match="classes 0, 2, 11, 1 are not among"):
+        _label_map(info, known[:11])
+    digits = sources.inspect("digits").class_names
+    assert _label_map(dataclasses.replace(info, class_names=("7", "3")), digits).tolist() == [7, 3]
+
+
+def test_real_labels_count_any_class_of_an_image_and_skip_images_without(trained, tmp_path):
+    workdir, _ = trained
+    source = sources.load("digits", "test", image_size=8, channels=1)
+    for number in range(1, 101):
+        example = source[number - 1]
+        for split in ("train", "val"):
+            path = tmp_path / "data" / split / str(example["label"]) / f"ILSVRC2012_val_{number:08}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), example["image"])
+
+    def real_accuracy(lists) -> tuple[float, float]:
+        (tmp_path / "real.json").write_text(json.dumps(lists))
+        flags = [f"--workdir={workdir}", f"--config.data.name=folder:{tmp_path / 'data'}"]
+        evaluate.main(["evaluate", *flags, f"--real_labels={tmp_path / 'real.json'}"])
+        report = json.loads((workdir / "report" / "evaluate.json").read_text())
+        assert report["eval/count"] == 100
+        return report["eval/accuracy"], report["eval/real_accuracy"], report["eval/real_count"]
+
+    labels = [int(source[i]["label"]) for i in range(100)]
+    plain, accuracy, count = real_accuracy([[label] for label in labels])
+    assert accuracy == pytest.approx(plain) and count == 100
+    assert real_accuracy([list(range(10))] * 60 + [[]] * 40)[1:] == (1.0, 60)
+    with pytest.raises(InputError, match="is none of the 99 images"):
+        real_accuracy([[label] for label in labels[:99]])
+    with pytest.raises(InputError, match=r"real\.json cannot be read .*; accepted: real\.json, a list"):
+        real_accuracy([1, 2])
+    (tmp_path / "real.json").write_text("[[1]]")
+    with pytest.raises(InputError, match="an array is none of"):
+        evaluate.main(["evaluate", f"--workdir={workdir}", f"--real_labels={tmp_path / 'real.json'}"])
+
+
+@pytest.mark.slow
+def test_any_number_of_devices_counts_every_example_once(trained):
+    """360 examples in batches of 32: eleven whole ones and a padded one."""
+    workdir, values = trained
+    for devices in (1, 4):
+        done = run(command("evaluate", f"--workdir={workdir}"), devices=devices)
+        assert done.returncode == 0, done.stderr
+        report = json.loads((workdir / "report" / "evaluate.json").read_text())
+        assert report["eval/count"] == 360
+        assert report["eval/accuracy"] == values["eval/accuracy"]
+        np.testing.assert_allclose(report["eval/loss"], values["eval/loss"], rtol=1e-5)

@@ -1,6 +1,7 @@
 """Pictures of what was measured. Every figure is written under a temporary name first."""
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,20 @@ def save(figure, path: Path) -> None:
     figure.savefig(file, format="png", dpi=144, bbox_inches="tight")
     plt.close(figure)
     write_atomically(path, file.getvalue())
+
+
+def losses(lines: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
+    """The training loss, averaged between logs, and the test loss, by step; `lines` are those of `metrics.jsonl`."""
+    figure, axis = plt.subplots(figsize=(6, 3.8))
+    for name, color, style in (("train", BLUE, {}), ("eval", ORANGE, {"marker": "o", "markersize": 5})):
+        points = [(line["step"], line[f"{name}/loss"]) for line in lines if f"{name}/loss" in line]
+        axis.plot(*zip(*points, strict=True), color=color, label={"eval": "test"}.get(name, name), **style)
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss")
+    axis.set_title(title)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    save(figure, path)
 
 
 def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: str) -> None:

@@ -39,7 +39,7 @@ from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
 from crate_jax.data.text import Text
 
-__all__ = ["Dataset", "DatasetInfo", "Source", "find", "inspect", "load", "load_text"]
+__all__ = ["Dataset", "DatasetInfo", "Fitted", "Source", "find", "inspect", "load", "load_text"]
 
 _PATHS = {"array_record": ArrayRecord, "tar": Tars, "parquet": Parquet, "npz": Npz}
 
@@ -110,7 +110,7 @@ def load(
         for own, examples in chosen
     )
     source = parts[0] if len(parts) == 1 else Joined(parts)
-    return source if image_size is None else _Fitted(source, image_size, channels, resize)
+    return source if image_size is None else Fitted(source, image_size, channels, resize)
 
 
 def load_text(name: str, use: str, *, length: int) -> Source:
@@ -152,7 +152,7 @@ def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fitted:
+class Fitted:
     """A source with images of one shape."""
 
     source: Source

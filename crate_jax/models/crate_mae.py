@@ -59,9 +59,8 @@ def crate_mae(size: str, **overrides) -> CRATEMAEConfig:
     """
     if size not in SIZES:
         raise InputError(f"size of CRATE-MAE: found {size!r}; accepted: {', '.join(SIZES)}")
-    dim, heads, _, depth = SIZES[size]
-    # The released heads share the width equally, which only for Tiny to Base is what CRATE's do.
-    sizes = {"dim": dim, "heads": heads, "head_dim": dim // heads, "depth": depth}
+    dim, heads, head_dim, depth = SIZES[size]
+    sizes = {"dim": dim, "heads": heads, "head_dim": head_dim, "depth": depth}
     return CRATEMAEConfig(**{**sizes, **overrides})
 
 

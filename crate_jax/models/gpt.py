@@ -8,6 +8,8 @@ CRATE-GPT's are causal MSSA and ISTA (see `crate_jax.models.crate`).
 
 import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -140,7 +142,7 @@ class IGPTBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.attention_norm(x)
-        query, key, value = jnp.moveaxis(self.qkv(normed), -3, 0)
+        query, key, value = self._query_key_value(normed)
         attend = causal_attention if self.causal else jax.nn.dot_product_attention
         attended = attend(query, key, value)
         x = x + self.attention_output(attended)
@@ -148,13 +150,17 @@ class IGPTBlock(nnx.Module):
         return out, ({"normed": normed, "attention_out": x, "mlp_out": out} if report else {})
 
     def decode(self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array):
-        """The block on one token `[b, d]`; the cache holds the keys and values `[b, k, p, n]` of those before it."""
-        query, key, value = jnp.moveaxis(self.qkv(self.attention_norm(x)), -3, 0)
+        """The block on one token `[b, d]`; the cache holds the keys and values `[b, k, n, p]` of those before it."""
+        query, key, value = self._query_key_value(self.attention_norm(x))
         keys, values = (
             cache_token(cached, new, position) for cached, new in zip(cache, (key, value), strict=True)
         )
         x = x + self.attention_output(attend_cached(query, keys, values, position))
         return x + self._mlp(x), (keys, values)
+
+    def _query_key_value(self, normed: jax.Array) -> list[jax.Array]:
+        # Split, not indexed: the gradient of a split is one concatenation, that of three indices a sum of three paddings.
+        return [part.squeeze(-3) for part in jnp.split(self.qkv(normed), 3, axis=-3)]
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         hidden = self.mlp_in(self.mlp_norm(x))
@@ -205,13 +211,18 @@ class _TokenModel(nnx.Module):
         pooled = jnp.mean(x.astype(jnp.float32), axis=1)
         return (logits, self.class_head(pooled).astype(jnp.float32)), traced
 
-    def decode(self, previous: jax.Array, cache: Any, position: jax.Array) -> tuple[jax.Array, Any]:
-        """See `crate_jax.models.Model.decode`."""
-        previous = jnp.where(position == 0, self.config.vocab_size, previous)
-        x, cache = self.blocks.decode(
-            self._embed(previous, self.position_embedding[position]), cache, position
-        )
-        return self.head(self.head_norm(x)).astype(jnp.float32), cache
+    def decoder(self) -> Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]]:
+        """See `crate_jax.models.Model.decoder`."""
+        decode_blocks = self.blocks.decoder()
+
+        def decode(previous, cache, position):
+            previous = jnp.where(position == 0, self.config.vocab_size, previous)
+            x, cache = decode_blocks(
+                self._embed(previous, self.position_embedding[position]), cache, position
+            )
+            return self.head(self.head_norm(x)).astype(jnp.float32), cache
+
+        return decode
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         embedded = jnp.where((tokens == MASKED)[..., None], 0.0, self.token_embedding[tokens])
@@ -235,9 +246,10 @@ class IGPT(_TokenModel):
         super().__init__(config, rngs, make_block=IGPTBlock, make_norm=RMSNorm)
 
     @staticmethod
-    def init_cache(config: IGPTConfig, batch_size: int) -> tuple:
-        """Keys and values of every layer, each `[b, heads, head_dim, num_positions]`."""
-        return tuple((_empty(config, batch_size), _empty(config, batch_size)) for _ in range(config.depth))
+    def init_cache(config: IGPTConfig, batch_size: int, length: int) -> tuple:
+        """Keys and values of every layer, each `[b, heads, length, head_dim]`."""
+        empty = partial(_empty, config, batch_size, length)
+        return tuple((empty(), empty()) for _ in range(config.depth))
 
 
 class CRATEGPT(_TokenModel):
@@ -247,11 +259,11 @@ class CRATEGPT(_TokenModel):
         super().__init__(config, rngs, make_block=CRATEBlock, make_norm=layer_norm)
 
     @staticmethod
-    def init_cache(config: CRATEGPTConfig, batch_size: int) -> tuple:
-        """Subspace projections of every layer, `[b, heads, head_dim, num_positions]`."""
-        return tuple(_empty(config, batch_size) for _ in range(config.depth))
+    def init_cache(config: CRATEGPTConfig, batch_size: int, length: int) -> tuple:
+        """Subspace projections of every layer, `[b, heads, length, head_dim]`."""
+        return tuple(_empty(config, batch_size, length) for _ in range(config.depth))
 
 
-def _empty(config: Any, batch_size: int) -> jax.Array:
-    shape = (batch_size, config.heads, config.head_dim, config.num_positions)
+def _empty(config: Any, batch_size: int, length: int) -> jax.Array:
+    shape = (batch_size, config.heads, length, config.head_dim)
     return jnp.zeros(shape, resolve_dtype(config.dtype))

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax import InputError
-from crate_jax.models.layers import normal_param, resolve_dtype
+from crate_jax.models.layers import Dense, normal_param, resolve_dtype
 from crate_jax.models.model import Images, Params
 from crate_jax.models.stack import Stack, Trace
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """What every model of image patches has. `image_width=None`: images are as wide as they are high, `image_size`."""
+    """What every model of image patches has. `image_width=None`: images are as wide as they are high, `image_size`.
+
+    `head_hidden`: width of the two hidden layers of a `ProjectionHead`; 0 is a linear head.
+    """
 
     family: str = ""
     image_size: int = 224
@@ -24,6 +27,7 @@ class ImageConfig:
     patch_size: int = 16
     channels: int = 3
     num_classes: int = 1000
+    head_hidden: int = 0
     dim: int = 384
     depth: int = 12
     heads: int = 6
@@ -136,10 +140,28 @@ def at_resolution(params: Params, old: ImageConfig, new: ImageConfig) -> Params:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+class ProjectionHead(nnx.Module):
+    """Three linear maps with GELU between them, `[…, d]` → `[…, num_classes]`: the head of DINO and SimDINO, initial values
+    N(0, 0.02²).
+    """
+
+    def __init__(self, config: ImageConfig, *, dtype, rngs: nnx.Rngs):
+        hidden = (config.head_hidden,)
+        options = {"stddev": 0.02, "use_bias": True, "dtype": dtype, "rngs": rngs}
+        self.mlp_in = Dense((config.dim,), hidden, **options)
+        self.projection = Dense(hidden, hidden, **options)
+        self.mlp_out = Dense(hidden, (config.num_classes,), **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jax.nn.gelu(self.mlp_in(x), approximate=False)
+        return self.mlp_out(jax.nn.gelu(self.projection(x), approximate=False))
+
+
 class ImageClassifier(nnx.Module):
     """Patch embedding, class token, positions, blocks, norm and linear head.
 
-    Called with images `[b, h, w, c]`; returns `(logits [b, num_classes] float32, trace)`.
+    Called with images `[b, h, w, c]`; returns `(logits [b, num_classes] float32, trace)`. Images of another size than the
+    configuration's are seen with interpolated positions.
 
     Args:
       config: an `ImageConfig`.
@@ -182,7 +204,7 @@ class ImageClassifier(nnx.Module):
             rngs=rngs,
         )
         self.head_norm = make_norm(**options)
-        self.head = make_head(**options)
+        self.head = ProjectionHead(config, **options) if config.head_hidden else make_head(**options)
 
     def __call__(
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None, trace: Trace = False
@@ -195,13 +217,17 @@ class ImageClassifier(nnx.Module):
     def features(self, images: jax.Array, *, trace: Trace = False) -> tuple[jax.Array, Any]:
         """The tokens `[b, n, d]` after the last block, the class token (if any) first, and the trace."""
         height, width, channels = self.config.image_shape
-        if images.ndim != 4 or images.shape[1:] != (height, width, channels):
+        patch = self.config.patch_size
+        if images.ndim != 4 or images.shape[3] != channels or any(side % patch for side in images.shape[1:3]):
             raise InputError(
-                f"images: found shape {images.shape}; accepted: [b, {height}, {width}, {channels}]"
+                f"images: found shape {images.shape}; accepted: [b, {height}, {width}, {channels}], or other multiples of "
+                f"{patch} for height and width"
             )
+        grid = images.shape[1] // patch, images.shape[2] // patch
+        positions = resize_positions(self.position_embedding[...], self.config.grid, grid)
         x = self.patch_embed(images)
         if self.class_token is not None:
             class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, self.config.dim))
             x = jnp.concatenate([class_token.astype(self.dtype), x], axis=1)
-        x = x + self.position_embedding[...].astype(self.dtype)
+        x = x + positions.astype(self.dtype)
         return self.blocks(x, trace=trace)

@@ -86,8 +86,10 @@ class Model:
         """
         return nnx.merge(self._graphdef, params)(inputs, train=train, key=key, trace=trace, **options)
 
-    def init_cache(self, batch_size: int) -> Any:
-        """An empty cache for `decode`: arrays of static shape, one or more a layer, in the type that the model computes in.
+    def init_cache(self, batch_size: int, length: int | None = None) -> Any:
+        """An empty cache for `decode`: one or more arrays a layer, `[b, heads, length, head_dim]`, of static shape, in the
+        type that the model computes in. It has room for the first `length` positions, all of them by default; positions
+        may be appended later.
 
         Raises:
           InputError: a model that does not predict tokens one after the other.
@@ -97,7 +99,7 @@ class Model:
                 f"model.family: found {self.config.family!r}, which does not predict tokens one after the other; "
                 "accepted: a causal token model (igpt, crate_gpt)"
             )
-        return self._build.init_cache(self.config, batch_size)
+        return self._build.init_cache(self.config, batch_size, length or self.config.num_positions)
 
     def decode(
         self, params: Params, previous: jax.Array, cache: Any, position: jax.Array
@@ -109,9 +111,13 @@ class Model:
         Args:
           params: as returned by `init`.
           previous: int `[b]`, the tokens at `position − 1`; not looked at where `position` is 0.
-          cache: from `init_cache`, or from the step before.
+          cache: from `init_cache`, or from the step before; it has room for `position`.
           position: int scalar, may be traced.
         Returns:
           `(logits [b, vocab_size] float32, cache)`.
         """
-        return nnx.merge(self._graphdef, params).decode(previous, cache, position)
+        return self.decoder(params)(previous, cache, position)
+
+    def decoder(self, params: Params) -> Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]]:
+        """`decode` with the parameters bound and taken apart: make it outside of a loop over positions."""
+        return nnx.merge(self._graphdef, params).decoder()

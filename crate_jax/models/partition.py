@@ -28,7 +28,7 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"mlp_in/kernel$", ("fsdp", "tensor")),
     (r"mlp_out/kernel$", ("tensor", "fsdp")),
     (r"(position|token)_embedding$", (None, "fsdp")),
-    # What is no parameter: the residual stream [b, n, d] or [b, d], a layer's cache [b, heads, p, n], a batch.
+    # What is no parameter: the residual stream [b, n, d] or [b, d], a layer's cache [b, heads, n, p], a batch.
     (r"^activation/tokens$", (BATCH_AXES, None, None)),
     (r"^activation/token$", (BATCH_AXES, None)),
     (r"^cache/", (BATCH_AXES, "tensor", None, None)),

@@ -1,6 +1,7 @@
-"""Drawing images from a next-token model: a static KV cache and one compiled scan over positions."""
+"""Drawing images from a next-token model: a KV cache of static shape and one compiled scan over positions."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,12 @@ import jax.numpy as jnp
 
 from crate_jax import InputError
 from crate_jax.models.model import Model, Params
+from crate_jax.models.partition import constrain
+
+# The cache grows to its full length in so many steps, none shorter than SHORTEST_STAGE positions. More of them read less of
+# what is still empty (of n positions (1 + 1/stages)/2 on average) and compile more often.
+STAGES = 8
+SHORTEST_STAGE = 64
 
 
 class Draw(NamedTuple):
@@ -49,34 +56,73 @@ class Draw(NamedTuple):
         return logits
 
 
+class State(NamedTuple):
+    """How far images are drawn: `position` tokens of each, `previous` `[b]` the last of them, and the model's cache."""
+
+    position: int
+    previous: jax.Array
+    cache: Any
+
+
+def start(model: Model, batch_size: int) -> State:
+    """The state before the first token."""
+    return State(0, jnp.zeros(batch_size, jnp.int32), model.init_cache(batch_size, cache_length(model, 1)))
+
+
 def make_sampler(
     model: Model, length: int, draw: Draw
-) -> Callable[[Params, Any, jax.Array, jax.Array, jax.Array], tuple[Any, jax.Array]]:
-    """`sampler(params, state, prompt, given, keys) -> (state, tokens [b, length])`, jitted: the next `length` tokens.
+) -> Callable[[Params, State, jax.Array, jax.Array, jax.Array], tuple[State, jax.Array]]:
+    """`sampler(params, state, prompt, given, keys) -> (state, tokens [b, length])`: the next `length` tokens.
 
     `prompt` is int `[b, n]`, of which positions below `given` are taken as they are; `keys` `[b]`, one an example, so that
     an image does not depend on how many are drawn beside it. Calls follow one another with the state handed on, which is
     donated; the first is `start(model, batch_size)`.
+
+    A call is one compiled scan over positions. Its cache has a static shape, of which every token reads all; so that the
+    first tokens need not read room for the last, the cache grows between calls, and the scan is compiled once for each of
+    its lengths (see STAGES).
     """
     draw.check(model.config.vocab_size)
 
     def one(keys, logits):
         return jax.vmap(jax.random.categorical)(keys, draw.restrict(logits))
 
-    def sampler(params, state, prompt, given, keys):
+    @partial(jax.jit, donate_argnums=2)
+    def scan(params, previous, cache, position, prompt, given, keys):
+        decode = model.decoder(params)
+
         def step(state, _):
             previous, cache, position = state
-            logits, cache = model.decode(params, previous, cache, position)
+            logits, cache = decode(previous, cache, position)
             drawn = one(jax.vmap(jax.random.fold_in, (0, None))(keys, position), logits)
             token = jnp.where(position < given, prompt[:, position], drawn).astype(jnp.int32)
             return (token, cache, position + 1), token
 
-        state, tokens = jax.lax.scan(step, state, length=length)
-        return state, tokens.T
+        (previous, cache, _), tokens = jax.lax.scan(step, (previous, cache, position), length=length)
+        return previous, cache, tokens.T
 
-    return jax.jit(sampler, donate_argnums=1)
+    def sampler(params, state, prompt, given, keys):
+        end = state.position + length
+        cache, length_needed = state.cache, cache_length(model, end)
+        if jax.tree.leaves(cache)[0].shape[2] < length_needed:
+            cache = grow(cache, length_needed)
+        previous, cache, tokens = scan(params, state.previous, cache, state.position, prompt, given, keys)
+        return State(end, previous, cache), tokens
+
+    return sampler
 
 
-def start(model: Model, batch_size: int) -> tuple[jax.Array, Any, jax.Array]:
-    """The state before the first token: (previous token, cache, position)."""
-    return jnp.zeros(batch_size, jnp.int32), model.init_cache(batch_size), jnp.zeros((), jnp.int32)
+def cache_length(model: Model, positions: int) -> int:
+    """The length of the sampler's cache that has room for so many positions: the next whole stage."""
+    stage = max(-(-model.config.num_positions // STAGES), SHORTEST_STAGE)
+    return min(-(-positions // stage) * stage, model.config.num_positions)
+
+
+@partial(jax.jit, static_argnums=1)
+def grow(cache: Any, length: int) -> Any:
+    """The model's cache, arrays `[b, k, n, p]`, with room for `length` positions."""
+
+    def longer(x):
+        return constrain(jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0))), "cache/")
+
+    return jax.tree.map(longer, cache)

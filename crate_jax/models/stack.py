@@ -71,18 +71,24 @@ class Stack(nnx.Module):
             reports.append(report)
         return constrain(x, TOKENS), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
 
-    def decode(self, x: jax.Array, caches: Sequence[Any], position: jax.Array) -> tuple[jax.Array, tuple]:
-        """One token `[b, d]` through all blocks, each called as `block.decode(x, cache, position)`.
+    def decoder(self) -> Callable[[jax.Array, Sequence[Any], jax.Array], tuple[jax.Array, tuple]]:
+        """`decode(x, caches, position)`: one token `[b, d]` through all blocks, each `block.decode(x, cache, position)`.
 
         Unrolled even where the stack is scanned: caches that are separate arrays are updated in place, while those
-        carried through a scan over layers would be copied for every token.
+        carried through a scan over layers would be copied for every token. The parameters of the layers are taken apart
+        here, once for all tokens, because XLA does not move that out of a loop.
         """
         graphdef, stacked = nnx.split(self.blocks)
-        updated = []
-        for params, cache in zip(self._layers(stacked), caches, strict=True):
-            x, cache = nnx.merge(graphdef, params).decode(constrain(x, TOKEN), cache, position)
-            updated.append(cache)
-        return constrain(x, TOKEN), tuple(updated)
+        blocks = [nnx.merge(graphdef, params) for params in self._layers(stacked)]
+
+        def decode(x, caches, position):
+            updated = []
+            for block, cache in zip(blocks, caches, strict=True):
+                x, cache = block.decode(constrain(x, TOKEN), cache, position)
+                updated.append(cache)
+            return constrain(x, TOKEN), tuple(updated)
+
+        return decode
 
     def _layers(self, stacked: Any) -> list[Any]:
         """The parameters of each layer. Split, not indexed: the gradient of a split is one concatenation, that of an index a

@@ -191,7 +191,7 @@ def token_statistics_coding_rate(z, bases, membership, *, eps_sq):
     return 0.5 * jnp.sum(count / z.shape[-2] * logs, axis=-1)
 
 
-def simdino_regularizer(z, *, eps_sq=0.05, gamma=1.0):
+def simdino_regularizer(z, *, eps_sq=0.05, gamma=1.0, mask=None):
     """Coding-rate regulariser of SimDINO, to be added to a loss that is minimised: −γ ½ logdet(I + d/ε² Γ),
     Γ = ZᵀZ/n.
 
@@ -201,6 +201,7 @@ def simdino_regularizer(z, *, eps_sq=0.05, gamma=1.0):
     Args:
       z: features `[..., n, d]` of n samples (unit norm in the paper); one value per leading index (view).
       eps_sq: ε² > 0 (released: 0.05 in the commands and for SimDINOv2, under the name eps). gamma: γ.
+      mask: `[..., n]`, non-zero for samples, zero for padding; n then counts the samples only.
 
     Returns:
       `[...]` fp32, nats times γ, ≤ 0 for γ ≥ 0.
@@ -215,7 +216,7 @@ def simdino_regularizer(z, *, eps_sq=0.05, gamma=1.0):
     >>> round(float(simdino_regularizer(jnp.eye(4), eps_sq=0.5, gamma=0.5)), 4)
     -1.0986
     """
-    return -gamma * coding_rate(z, eps_sq=eps_sq)
+    return -gamma * coding_rate(z, eps_sq=eps_sq, mask=mask)
 
 
 def emp_ssl_total_coding_rate(z, *, eps_sq=0.2):

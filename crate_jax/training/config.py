@@ -127,6 +127,19 @@ class RegularizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SimDINOConfig:
+    """The views and the loss of task simdino (see `training.tasks.simdino`); two views are global, `local_views` local."""
+
+    local_views: int = 8
+    local_size: int | None = None  # Height and width of a local view; None: those of a global one.
+    global_scale: tuple[float, ...] = (0.4, 1.0)  # Smallest and largest share of the image's area.
+    local_scale: tuple[float, ...] = (0.05, 0.4)
+    flip: bool = True
+    alignment: float = 1.0  # Weight of the alignment.
+    eps_sq: float = 0.05  # ε² of the coding rate.
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """A preset, one of `sharding.PRESETS`, and devices along each mesh axis in place of the preset's.
 
@@ -150,6 +163,7 @@ class Config:
     accumulate: int = 1  # Gradients averaged over so many slices of the batch, one after the other.
     label_smoothing: float = 0.1
     ema_decay: float = 0.0  # Exponential moving average of the parameters, used for evaluation; 0 is off.
+    ema_decay_end: float | None = None  # The decay follows a cosine to this value; None: it stays.
     total: Duration | None = epochs(100)
     warmup: Duration | None = percent(5)
     log: Duration | None = percent(1)
@@ -159,6 +173,7 @@ class Config:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     regularizer: RegularizerConfig = RegularizerConfig()
+    simdino: SimDINOConfig = SimDINOConfig()
     mesh: MeshConfig = MeshConfig()
     init_from: str | None = None  # A workdir whose parameters (and palette) this run starts from.
     wandb: str | None = None  # A Weights & Biases project to log to; wandb must be installed.
@@ -206,6 +221,7 @@ def from_config_dict(config: Mapping[str, Any], overrides: Collection[str] = ())
         "data": DataConfig,
         "optimizer": OptimizerConfig,
         "regularizer": RegularizerConfig,
+        "simdino": SimDINOConfig,
         "mesh": MeshConfig,
     }
     for name, kind in parts.items():
@@ -283,7 +299,7 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
         wanted_size=data.image_size,
         wanted_width=data.image_width,
         channels=channels,
-        num_classes=info.num_classes,
+        num_classes=config.model.num_classes if config.task == "simdino" else info.num_classes,
         levels=info.max_value + 1,
         fixed=frozenset(key.removeprefix("model.") for key in overrides if key.startswith("model.")),
     )

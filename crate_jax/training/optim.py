@@ -1,6 +1,7 @@
 """Optimisers (optax) with the masks and the schedule of the papers."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from crate_jax import InputError
@@ -43,6 +44,15 @@ def make_schedule(lr: float, *, warmup_steps: int, total_steps: int) -> optax.Sc
     return optax.warmup_cosine_decay_schedule(
         0.0 if warmup_steps else lr, lr, warmup_steps=warmup_steps, decay_steps=total_steps
     )
+
+
+def make_ema_schedule(decay: float, end: float | None, *, total_steps: int) -> optax.Schedule:
+    """The decay of the moving average: from `decay` to `end` along a cosine, e − (e − d)(1 + cos(π t/T))/2; without an end
+    the same throughout.
+    """
+    if end is None:
+        return optax.constant_schedule(decay)
+    return lambda step: end - (end - decay) * (1 + jnp.cos(jnp.pi * step / total_steps)) / 2
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

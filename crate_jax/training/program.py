@@ -29,7 +29,9 @@ def lower(
     }
     names = steps.metric_names(run.model, run.task, batch)
     abstract = state.abstract_state(run.model, tx, mesh, ema=config.ema_decay > 0, metric_names=names)
-    step = steps.make_train_step(run.model, run.task, tx, config, log_steps=log_steps)
+    step = steps.make_train_step(
+        run.model, run.task, tx, config, log_steps=log_steps, total_steps=run.steps(config.total)
+    )
     shardings = state.shardings_of(abstract)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return abstract, step.lower(abstract, batch)

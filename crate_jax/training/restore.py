@@ -123,11 +123,16 @@ def _restore(model: models.Model, trained: Config, workdir: Path, mesh: Mesh) ->
 
 
 def _label_map(info: sources.DatasetInfo, known: tuple[str, ...]) -> np.ndarray:
-    """The trained label of each class of other data, matched by name."""
-    unknown = [name for name in info.class_names if name not in known]
+    """The trained label of each class of other data, matched by name, or by number where all names are numbers."""
+    names = info.class_names
+    if not set(names) <= set(known) and all(name.isdecimal() and int(name) < len(known) for name in names):
+        return np.array(
+            [int(name) for name in names], np.int32
+        )  # ImageNet-V2 calls its folders 0, 1, …, 999.
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(
             f"{info.name}: classes {', '.join(unknown[:5])} are not among those the model was trained on "
             f"({', '.join(known[:10])}{', …' if len(known) > 10 else ''})"
         )
-    return np.array([known.index(name) for name in info.class_names], np.int32)
+    return np.array([known.index(name) for name in names], np.int32)

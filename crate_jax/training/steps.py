@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from crate_jax.models import Model
 from crate_jax.training.config import Config
+from crate_jax.training.optim import make_ema_schedule
 from crate_jax.training.sharding import replicated
 from crate_jax.training.state import TrainState
 from crate_jax.training.tasks import Batch, Task
@@ -19,8 +20,12 @@ from crate_jax.training.tasks import Batch, Task
 COMMON_METRICS = ("loss", "grad_norm")
 
 
-def loss_and_grad(model: Model, task: Task, params, batch: Batch, key: jax.Array, accumulate: int = 1):
+def loss_and_grad(
+    model: Model, task: Task, params, batch: Batch, key: jax.Array, accumulate: int = 1, ema=None
+):
     """Loss, metrics and gradients of a batch, averaged over `accumulate` slices taken one after the other.
+
+    `ema`, the averaged parameters, are those of the teacher if the task has one.
 
     Slice i is every `accumulate`-th example from i on, so each device finds its part of every slice in its own part of
     the batch and nothing moves.
@@ -30,7 +35,7 @@ def loss_and_grad(model: Model, task: Task, params, batch: Batch, key: jax.Array
     """
 
     def loss_fn(params, batch, key):
-        return task.loss(partial(model.apply, params), batch, key)
+        return _loss(model, task, params, ema, batch, key)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate == 1:
@@ -47,8 +52,19 @@ def loss_and_grad(model: Model, task: Task, params, batch: Batch, key: jax.Array
     return jax.tree.map(lambda x: x / accumulate, total)
 
 
+def _loss(model: Model, task: Task, params, ema, batch: Batch, key: jax.Array):
+    teacher = {"teacher": partial(model.apply, ema)} if task.teacher else {}
+    return task.loss(partial(model.apply, params), batch, key, **teacher)
+
+
 def make_train_step(
-    model: Model, task: Task, tx: optax.GradientTransformation, config: Config, *, log_steps: int
+    model: Model,
+    task: Task,
+    tx: optax.GradientTransformation,
+    config: Config,
+    *,
+    log_steps: int,
+    total_steps: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, batch) -> (state, report)`, to be jitted with a donated state.
 
@@ -56,9 +72,13 @@ def make_train_step(
     donated state, so the host may read it while later steps run.
     """
 
+    average = make_ema_schedule(config.ema_decay, config.ema_decay_end, total_steps=total_steps)
+
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        (loss, metrics), grads = loss_and_grad(model, task, state.params, batch, key, config.accumulate)
+        (loss, metrics), grads = loss_and_grad(
+            model, task, state.params, batch, key, config.accumulate, state.ema
+        )
         chex.assert_shape([loss, *metrics.values()], ())
         chex.assert_trees_all_equal_shapes_and_dtypes(grads, state.params)
         grad_norm = optax.tree.norm(grads)
@@ -66,7 +86,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = optax.incremental_update(params, ema, 1 - config.ema_decay)
+            ema = optax.incremental_update(params, ema, 1 - average(state.step))
         keep = jnp.where(state.step % log_steps == 0, 0.0, 1.0)
         metrics = {"loss": loss, "grad_norm": grad_norm, **metrics}
         sums = {name: keep * state.sums[name] + value for name, value in metrics.items()}
@@ -85,7 +105,7 @@ def metric_names(model: Model, task: Task, batch) -> tuple[str, ...]:
     """Names of the metrics of the training step, found by shape inference."""
     # Nothing is computed, not even the key: the mesh may be one of devices that are only described.
     _, metrics = jax.eval_shape(
-        lambda params, batch: task.loss(partial(model.apply, params), batch, jax.random.key(0)),
+        lambda params, batch: _loss(model, task, params, params, batch, jax.random.key(0)),
         model.abstract_params,
         batch,
     )
@@ -98,24 +118,24 @@ def make_eval_step(model: Model, task: Task, mesh: Mesh) -> Callable:
     return jax.jit(step, out_shardings=replicated(mesh))
 
 
-def find_nonfinite(model: Model, task: Task, params, batch: Batch, key: jax.Array, mesh: Mesh) -> str:
+def find_nonfinite(model: Model, task: Task, params, ema, batch: Batch, key: jax.Array, mesh: Mesh) -> str:
     """Where the first non-finite number of a training step appears, in words, following the forward pass."""
 
     def finite(tree):
         return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
 
     @partial(jax.jit, out_shardings=replicated(mesh))
-    def look(params, batch):
+    def look(params, ema, batch):
         output, trace = model.apply(
             params,
             task.inputs(batch),
             trace=lambda report: {k: jnp.all(jnp.isfinite(v)) for k, v in report.items()},
         )
-        (loss, _), grads = loss_and_grad(model, task, params, batch, key)
+        (loss, _), grads = loss_and_grad(model, task, params, batch, key, ema=ema)
         output_ok = jnp.all(jnp.stack(jax.tree.leaves(finite(output))))
         return finite(params), trace, output_ok, jnp.isfinite(loss), finite(grads)
 
-    params_ok, trace_ok, output_ok, loss_ok, grads_ok = jax.device_get(look(params, batch))
+    params_ok, trace_ok, output_ok, loss_ok, grads_ok = jax.device_get(look(params, ema, batch))
     for layer in range(len(next(iter(trace_ok.values())))):
         for name, ok in trace_ok.items():
             if not ok[layer]:

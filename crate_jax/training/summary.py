@@ -35,8 +35,7 @@ def print_summary(
             "parameters": f"{run.model.num_params:,}",
             "input": model.describe_input(),
             "examples": ", ".join(f"{count:,} {split}" for split, count in run.info.num_examples.items()),
-            "classes": f"{run.info.num_classes:,}: {', '.join(run.info.class_names[:4])}"
-            + (", …" if run.info.num_classes > 4 else ""),
+            **_classes(run),
             "mesh": " × ".join(f"{name}={size}" for name, size in run.mesh.shape.items())
             + f" on {run.mesh.size} {jax.devices()[0].device_kind} device(s)",
             "memory a device": f"{console.human_bytes(peak_bytes(compiled))} at the peak, of which "
@@ -47,3 +46,10 @@ def print_summary(
             "workdir": run.workdir,
         },
     )
+
+
+def _classes(run: Run) -> dict[str, str]:
+    """Their number and the first names, in the order of the labels; nothing for text."""
+    names = run.info.class_names
+    shown = f"{len(names):,}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+    return {"classes": shown} if names else {}

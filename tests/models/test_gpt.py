@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from crate_jax import InputError, models, weights
-from crate_jax.models import layers
+from crate_jax.models import layers, sampling
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "imagegpt_hf.npz"
 SMALL = {"vocab_size": 11, "num_positions": 16, "dim": 24, "depth": 3, "heads": 4}
@@ -141,13 +141,15 @@ def test_cached_logits_equal_the_uncached_at_every_position(case):
     model, params, tokens = case
     expected = model.apply(params, tokens)[0]
     decode = jax.jit(model.decode)
-    cache = model.init_cache(len(tokens))
-    shapes = jax.tree.map(jnp.shape, cache)
-    for t in range(tokens.shape[1]):
-        # The token given at position 0 must not matter.
-        logits, cache = decode(params, tokens[:, t - 1], cache, t)
-        np.testing.assert_allclose(logits, expected[:, t], rtol=1e-5, atol=1e-5, err_msg=f"position {t}")
-    assert jax.tree.map(jnp.shape, cache) == shapes
+    for stages in (1, 2):  # A cache of full length, and one that grows on the way.
+        cache = model.init_cache(len(tokens), 16 // stages)
+        for t in range(tokens.shape[1]):
+            if t == 8 and stages == 2:
+                cache = sampling.grow(cache, 16)
+            # The token given at position 0 must not matter.
+            logits, cache = decode(params, tokens[:, t - 1], cache, t)
+            np.testing.assert_allclose(logits, expected[:, t], rtol=1e-5, atol=1e-5, err_msg=f"position {t}")
+        assert {leaf.shape[2] for leaf in jax.tree.leaves(cache)} == {16}
 
 
 @pytest.mark.parametrize("change", [{"scan": False}, {"remat": "full"}])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError, models
+from crate_jax.models import sampling
 from crate_jax.models.sampling import Draw, make_sampler, start
 
 # Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 in another order.
@@ -78,6 +79,20 @@ def test_the_seed_decides(model):
     # Neither the number of images nor that of calls matters.
     np.testing.assert_array_equal(first[:2], draw_all(*model, batch=2))
     np.testing.assert_array_equal(first, draw_all(*model, rows=1))
+
+
+def test_the_cache_grows_and_changes_nothing(model, monkeypatch):
+    expected = draw_all(*model)
+    monkeypatch.setattr(sampling, "STAGES", 2)
+    monkeypatch.setattr(sampling, "SHORTEST_STAGE", 1)
+    np.testing.assert_array_equal(draw_all(*model), expected)
+    sampler, state, lengths = make_sampler(model[0], 3, Draw()), start(model[0], 2), []
+    for _ in range(4):
+        state, _ = sampler(
+            model[1], state, jnp.zeros((2, 12), int), 0, jax.random.split(jax.random.key(0), 2)
+        )
+        lengths.append({leaf.shape[2] for leaf in jax.tree.leaves(state.cache)})
+    assert lengths == [{6}, {6}, {12}, {12}]
 
 
 def test_the_prompt_is_kept(model):

@@ -49,7 +49,7 @@ def observe(run: Run, folder: Path) -> dict[str, np.ndarray]:
         out_shardings=sharding.tree_shardings(abstract.params, mesh),
     )
     step = jax.jit(
-        steps.make_train_step(model, task, tx, config, log_steps=1),
+        steps.make_train_step(model, task, tx, config, log_steps=1, total_steps=10**6),
         donate_argnums=0,
         out_shardings=(state.shardings_of(abstract), sharding.replicated(mesh)),
     )

@@ -2,7 +2,7 @@
 
 from crate_jax import InputError
 from crate_jax.training.config import Config
-from crate_jax.training.tasks import reconstruct, tokens
+from crate_jax.training.tasks import reconstruct, simdino, tokens
 from crate_jax.training.tasks.base import Apply, Batch, Task
 from crate_jax.training.tasks.classify import classify
 from crate_jax.training.tokenizer import Pixels
@@ -14,6 +14,7 @@ TASKS = {
     "joint": tokens.joint,
     "masked_autoencoder": reconstruct.masked_autoencoder,
     "autoencoder": reconstruct.autoencoder,
+    "simdino": simdino.simdino,
 }
 
 

@@ -25,13 +25,15 @@ class Task(NamedTuple):
     `inputs(batch)` is what the model is called with (normalised on the device: pixels cross the bus as bytes).
     `loss(apply, batch, key)` returns `(loss, metrics)`, scalars averaged over the batch.
     `evaluate(apply, batch)` returns sums over the examples whose `mask` is 1, and their number as `count`.
+    With `teacher` the loss is called with one more argument, `teacher=`: the model with the averaged parameters.
     `report(apply, values, source, folder)`, if the task has one, is called once when a run ends.
     """
 
     inputs: Callable[[Batch], jax.Array]
-    loss: Callable[[Apply, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     evaluate: Callable[[Apply, Batch], dict[str, jax.Array]]
     report: Report | None = None
+    teacher: bool = False
 
 
 def normalised_images(config: Config, pixels: Pixels) -> Callable[[Batch], jax.Array]:

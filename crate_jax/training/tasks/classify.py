@@ -45,7 +45,8 @@ def classify(config: Config, pixels: Pixels) -> Task:
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
         logits, _ = apply(inputs(batch))
-        return class_sums(logits, batch["label"], batch["mask"])
+        sums = class_sums(logits, batch["label"], batch["mask"])
+        return sums | real_sums(logits, batch["real"], batch["mask"]) if "real" in batch else sums
 
     return Task(inputs, loss, evaluate)
 
@@ -72,3 +73,10 @@ def class_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[st
         "top5": jnp.sum(mask * (rank < 5)),
         "count": jnp.sum(mask),
     }
+
+
+def real_sums(logits: jax.Array, classes: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """How often the first guess is among an image's classes `[b, k]`, −1 being none, and over how many images with any."""
+    counts = mask * jnp.any(classes >= 0, axis=-1)
+    right = jnp.any(logits.argmax(-1)[:, None] == classes, axis=-1)
+    return {"real_right": jnp.sum(counts * right), "real_count": jnp.sum(counts)}
