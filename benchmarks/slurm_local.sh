@@ -98,6 +98,7 @@ job="$(submit undisturbed)"
 finish "$job" undisturbed
 echo "+ job $job ran undisturbed"
 "$python" - "$dir" << 'PYTHON'
+import logging
 import sys
 from pathlib import Path
 
@@ -105,6 +106,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+logging.getLogger("absl").setLevel(logging.ERROR)
 arrays = []
 for name in ("preempted", "undisturbed"):
     folder = Path(sys.argv[1], name, "checkpoints")

@@ -27,18 +27,23 @@ from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choos
 def digits() -> Config:
     return Config(
         model=models.CRATEMAEConfig(
-            image_size=8, patch_size=2, channels=1, dim=32, depth=6, heads=4, head_dim=8, penalty=0.1
+            image_size=8, patch_size=2, channels=1, dim=16, depth=4, heads=2, head_dim=8, penalty=0.1
         ),
         task="masked_autoencoder",
         batch_size=64,
-        total=epochs(200),
+        total=epochs(180),
         data=DataConfig(name="digits", shift=0.75),
-        optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.05, b1=0.9, b2=0.95),
+        optimizer=OptimizerConfig(name="adamw", lr=5e-3, weight_decay=0.05, b1=0.9, b2=0.95),
     )
 
 
 def autoencoder() -> Config:
-    return dataclasses.replace(digits(), task="autoencoder")
+    """The whole image is one patch: with several, a token could copy its own pixels, and nothing would be learned."""
+    config = digits()
+    model = dataclasses.replace(
+        config.model, patch_size=8, dim=8, heads=2, head_dim=4, depth=3, mask_ratio=0.0
+    )
+    return dataclasses.replace(config, task="autoencoder", model=model, total=epochs(100))
 
 
 def cifar10() -> Config:

@@ -37,8 +37,9 @@ def digits() -> Config:
             image_size=8,
             patch_size=2,
             channels=1,
-            num_classes=64,
+            num_classes=32,
             head_hidden=128,
+            pool="mean",
             dim=16,
             depth=3,
             heads=2,
@@ -50,9 +51,9 @@ def digits() -> Config:
         ema_decay_end=1.0,
         total=epochs(100),
         data=DataConfig(name="digits"),
-        optimizer=OptimizerConfig(name="adamw", lr=5e-3, weight_decay=0.04, b1=0.9, b2=0.999, clip_norm=3.0),
+        optimizer=OptimizerConfig(name="adamw", lr=4e-3, weight_decay=0.04, b1=0.9, b2=0.999, clip_norm=3.0),
         simdino=SimDINOConfig(
-            local_views=2, local_size=4, global_scale=(0.6, 1.0), local_scale=(0.25, 0.6), flip=False
+            local_views=2, local_size=4, global_scale=(0.7, 1.0), local_scale=(0.4, 0.7), flip=False
         ),
     )
 

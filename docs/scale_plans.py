@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "plans.json", HERE / "scale.md"
 
 CRATE_1B = "--config.model.dim=3072 --config.model.depth=40 --config.model.heads=48 --config.model.remat=dots"
-WEAK = "--config=configs/igpt.py:imagenet32_l --config.model.remat=full"
+WEAK = "--config=configs/crate.py:large --config.model.remat=full --config.mesh.preset=dp"
 PLANS = {
     "CRATE-B, 16 chips": "--config=configs/crate.py:base --topology=v5e:4x4 --config.model.remat=full",
     "CRATE-B, 256 chips": "--config=configs/crate.py:base --topology=v5e:16x16",
@@ -28,12 +28,11 @@ PLANS = {
     "--config.mesh.preset=hybrid --config.mesh.tensor=4",
     "iGPT-XL, 64 chips": "--config=configs/igpt.py:imagenet64_xl --topology=v5p:4x4x4",
     "iGPT-XL, 64 GPUs": "--config=configs/igpt.py:imagenet64_xl --topology=h100:64",
-    # Weak scaling: four images a chip, parameters over up to 64 chips and replicated beyond.
-    "weak 4": f"{WEAK} --topology=v5p:2x2x1 --config.mesh.fsdp=4 --config.mesh.preset=dp --config.batch_size=16",
-    "weak 64": f"{WEAK} --topology=v5p:4x4x4 --config.mesh.fsdp=64 --config.mesh.preset=dp --config.batch_size=256",
-    "weak 512": f"{WEAK} --topology=v5p:8x8x8 --config.mesh.fsdp=64 --config.mesh.preset=dp --config.batch_size=2048",
-    "weak 4096": f"{WEAK} --topology=v5p:16x16x16 --config.mesh.fsdp=64 --config.mesh.preset=dp "
-    "--config.batch_size=16384",
+    # Weak scaling: 64 images a chip, parameters over up to 64 chips and the same in every 64 beyond.
+    "CRATE-L, 4 chips": f"{WEAK} --topology=v5p:2x2x1 --config.mesh.fsdp=4 --config.batch_size=256",
+    "CRATE-L, 64 chips": f"{WEAK} --topology=v5p:4x4x4 --config.mesh.fsdp=64 --config.batch_size=4096",
+    "CRATE-L, 512 chips": f"{WEAK} --topology=v5p:8x8x8 --config.mesh.fsdp=64 --config.batch_size=32768",
+    "CRATE-L, 4096 chips": f"{WEAK} --topology=v5p:16x16x16 --config.mesh.fsdp=64 --config.batch_size=262144",
 }
 
 
@@ -74,12 +73,13 @@ def render(plans: dict[str, dict]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    plans = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in [] if arguments == ["--render"] else arguments or PLANS:
-        plans[name] = compile_plan(name)
+        compiled = compile_plan(name)
+        plans = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}), name: compiled}
         plans = {name: plans[name] for name in PLANS if name in plans}
         RESULTS.write_text(json.dumps(plans, indent=1) + "\n")
         print(name, "fits" if plans[name]["fits"] else "does not fit", flush=True)
+    plans = json.loads(RESULTS.read_text())
     start, end = "<!-- plans -->\n", "<!-- end of plans -->"
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
     PAGE.write_text(

@@ -29,17 +29,13 @@ class Encoded(NamedTuple):
 
 Image = np.ndarray | Encoded
 
-# (channels, reduction) → OpenCV's flag; a JPEG is reduced while it is decoded, in half the time.
-_FLAGS = {
-    (1, 1): cv2.IMREAD_GRAYSCALE,
-    (1, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    (1, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    (3, 1): cv2.IMREAD_COLOR,
-    (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
-    (3, 4): cv2.IMREAD_REDUCED_COLOR_4,
-    (3, 8): cv2.IMREAD_REDUCED_COLOR_8,
-    (None, 1): cv2.IMREAD_ANYCOLOR,
+# OpenCV's flags by channels. A JPEG is reduced while it is decoded, in half the time.
+_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB, None: cv2.IMREAD_ANYCOLOR}
+_REDUCTIONS = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 
 
@@ -60,14 +56,16 @@ def decode(data: bytes, where: str, *, channels: int | None = None, reduction: i
         InputError: the file cannot be decoded.
     """
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[channels, reduction])
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[channels] | _REDUCTIONS[reduction])
     except cv2.error:  # an empty file, or sizes beyond OpenCV's limit; most other damage gives None
         image = None
     if image is None:
         raise InputError(
             f"{where}: unreadable image ({len(data)} bytes); accepted: JPEG, PNG, WebP, BMP, TIFF, PNM"
         )
-    return image[..., None] if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if image.ndim == 2:
+        return image[..., None]
+    return image if channels == 3 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def encode(image: np.ndarray) -> bytes:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax import InputError
-from crate_jax.models.layers import Dense, normal_param, resolve_dtype
+from crate_jax.models.layers import Dense, choose, normal_param, resolve_dtype
 from crate_jax.models.model import Images, Params
 from crate_jax.models.stack import Stack, Trace
 
@@ -18,7 +18,8 @@ from crate_jax.models.stack import Stack, Trace
 class ImageConfig:
     """What every model of image patches has. `image_width=None`: images are as wide as they are high, `image_size`.
 
-    `head_hidden`: width of the two hidden layers of a `ProjectionHead`; 0 is a linear head.
+    `head_hidden`: width of the two hidden layers of a `ProjectionHead`; 0 is a linear head. `pool`: what the head reads, a
+    class token or, without one, the mean of the tokens.
     """
 
     family: str = ""
@@ -28,6 +29,7 @@ class ImageConfig:
     channels: int = 3
     num_classes: int = 1000
     head_hidden: int = 0
+    pool: str = "class"
     dim: int = 384
     depth: int = 12
     heads: int = 6
@@ -62,7 +64,7 @@ class ImageConfig:
     @property
     def sequence_length(self) -> int:
         """Tokens that a block sees, the class token among them."""
-        return self.num_tokens + 1
+        return self.num_tokens + (self.pool == "class")
 
     def fit(self, images: Images) -> tuple["ImageConfig", int]:
         """The configuration for such images, and the height that they must be given.
@@ -189,6 +191,8 @@ class ImageClassifier(nnx.Module):
             raise InputError(
                 f"model.patch_size: found {config.patch_size}, which does not divide model.image_size {sides}"
             )
+        choose("model.pool", config.pool, ("class", "mean"))
+        class_std = None if config.pool == "mean" else class_std
         dtype = resolve_dtype(config.dtype)
         self.config, self.dtype = config, dtype
         options = {"dtype": dtype, "rngs": rngs}

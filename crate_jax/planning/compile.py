@@ -125,7 +125,9 @@ def plan(request: dict[str, Any]) -> Plan:
     # Recomputed products are no part of what a step is worth.
     worth = dataclasses.replace(run, model=_without_remat(run.model))
     count = flops.matmul_flops(
-        lambda params, batch: steps.loss_and_grad(worth.model, worth.task, params, batch, jax.random.key(0)),
+        lambda params, batch: steps.loss_and_grad(
+            worth.model, worth.task, params, batch, jax.random.key(0), ema=params
+        ),
         abstract.params,
         {name: jax.ShapeDtypeStruct((config.batch_size, *b.shape[1:]), b.dtype) for name, b in batch.items()},
     )
@@ -154,50 +156,57 @@ def plan(request: dict[str, Any]) -> Plan:
 def describe(config, overrides: Collection[str], devices: list):
     """The run of a configuration on described devices, and the shapes of its batch. The data need not be here.
 
-    Where they are not, images are taken to be of the size and the number of classes that the configuration names.
+    Data that lie here are looked at, for the size of their images and their classes; for others (`tfds:`, a folder that is
+    elsewhere) these are what the configuration names. Nothing is downloaded.
     """
     import jax
     import numpy as np
 
     from crate_jax import models
-    from crate_jax.data import sources
     from crate_jax.training.config import fit_to_data
     from crate_jax.training.run import Run
     from crate_jax.training.sharding import check_batch_size, make_mesh
     from crate_jax.training.tasks import make_task
     from crate_jax.training.tokenizer import Pixels
 
-    model, data = config.model, config.data
-    if getattr(model, "dtype", None) == "auto":
-        model = dataclasses.replace(model, dtype="bfloat16")  # What `auto` is on the machine planned for.
-        config = dataclasses.replace(config, model=model)
-    try:
-        info = sources.inspect(data.name, data_dir=data.data_dir)
-    except InputError:
-        side = getattr(model, "image_size", None) or math.isqrt(getattr(model, "num_positions", 0))
-        info = sources.DatasetInfo(
-            name=data.name,
-            image_size=data.image_size or side,
-            channels=data.channels or getattr(model, "channels", 3),
-            num_classes=getattr(model, "num_classes", 0) or 1000,
-            class_names=(),
-            max_value=255,
-            num_examples={"train": 1_281_167, "test": 50_000},
-        )
+    if getattr(config.model, "dtype", None) == "auto":
+        # What `auto` is on the machine planned for.
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    info = _dataset(config)
     config = fit_to_data(config, info, set(overrides))
     mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.batch_size, config.accumulate, mesh)
-    size, channels = config.data.image_size, config.data.channels
+    batch = {"index": jax.ShapeDtypeStruct((1,), np.int32)}
     colours = None
-    if isinstance(config.model, models.TokenConfig) and channels == 3:
-        colours = np.zeros((config.model.vocab_size, 3), np.float32)
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, size, size, channels), np.uint8),
-        "label": jax.ShapeDtypeStruct((1,), np.int32),
-        "index": jax.ShapeDtypeStruct((1,), np.int32),
-    }
-    task = make_task(config, Pixels(info.max_value, colours))
+    if info.kind == "text":
+        batch["text"] = jax.ShapeDtypeStruct((1, config.model.num_positions), np.uint8)
+    else:
+        batch["image"] = jax.ShapeDtypeStruct((1, *config.data.shape, config.data.channels), np.uint8)
+        batch["label"] = jax.ShapeDtypeStruct((1,), np.int32)
+        if isinstance(config.model, models.TokenConfig) and config.data.channels == 3:
+            colours = np.zeros((config.model.vocab_size, 3), np.float32)
+    task = make_task(config, Pixels(info.max_value, colours, info.kind == "text"))
     return Run(config, Path("plan"), info, mesh, models.create(config.model), task, colours), batch
+
+
+def _dataset(config):
+    from crate_jax.data import sources
+
+    model, data = config.model, config.data
+    if not data.name.startswith("tfds:"):
+        with contextlib.suppress(InputError):
+            return sources.inspect(data.name, data_dir=data.data_dir)
+    side = getattr(model, "image_size", None) or math.isqrt(getattr(model, "num_positions", 0))
+    return sources.DatasetInfo(
+        name=data.name,
+        image_size=data.image_size or side,
+        channels=data.channels or getattr(model, "channels", 3),
+        num_classes=getattr(model, "num_classes", 0) or 1000,
+        class_names=(),
+        max_value=255,
+        num_examples={"train": 1_281_167, "test": 50_000},
+        kind="text" if data.name.startswith("text") else "images",
+    )
 
 
 def _without_remat(model):

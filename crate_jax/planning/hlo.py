@@ -84,8 +84,8 @@ def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
 def _result_bytes(kind: str, shapes: str, *, started: bool) -> int:
     """Bytes of `f32[8,4]{1,0}` or of a tuple of such.
 
-    What is started has as its result, in HLO, (operands, results) of a gather, (operand, result, contexts) of a permutation
-    and the results alone of a reduction.
+    What is started has as its result, in HLO, (operands, results) of a gather or scatter, (operand, result, contexts) of a
+    permutation and the results alone of a reduction.
     """
     sizes = []
     for dtype, dims in re.findall(r"\b([a-z]\w*?)\[([\d,]*)\]", shapes):
@@ -93,6 +93,6 @@ def _result_bytes(kind: str, shapes: str, *, started: bool) -> int:
         sizes.append(math.prod(int(d) for d in dims.split(",") if d) * bits // 8)
     if started and kind == "collective-permute":
         return sizes[1]
-    if started and kind == "all-gather":
+    if started and kind in ("all-gather", "reduce-scatter"):
         return sum(sizes[len(sizes) // 2 :])
     return sum(sizes)

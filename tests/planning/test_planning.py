@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load_config
+from conftest import ROOT, load_config
 
 from crate_jax import InputError, plan
 from crate_jax.planning import flops, hlo, topology
-from crate_jax.planning.compile import Plan, _used_bytes
+from crate_jax.planning.compile import Plan, _used_bytes, describe
+from crate_jax.training import steps
 
 # As XLA writes it: a loop of 12 rounds, as stated, with a gather in it; one of 5, as its condition says, with a gather cut
 # into two fusions; a reduction of two arrays.
@@ -158,3 +159,16 @@ def test_a_search_finds_the_largest_batch_with_the_least_recomputed():
     assert len(tried) == len(set(tried)), "nothing is compiled twice"
     assert not any(mesh == "hybrid" for mesh, _, _ in tried)
     assert dataclasses.is_dataclass(best)
+
+
+@pytest.mark.parametrize("file", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
+def test_a_step_of_every_kind_is_described_without_its_data(file):
+    """As far as shapes go: the batch made up for a plan is what the task of the configuration takes."""
+    config = load_config({}, f"configs/{file}.py")
+    elsewhere = (
+        dataclasses.replace(config.data, name="tfds:not_here") if config.task != "autoregressive" else None
+    )
+    for data in filter(None, (config.data, elsewhere)):
+        run, batch = describe(dataclasses.replace(config, data=data), (), jax.devices()[:1])
+        whole = {name: jax.ShapeDtypeStruct((8, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        assert "loss" in steps.metric_names(run.model, run.task, whole)

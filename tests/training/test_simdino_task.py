@@ -134,12 +134,16 @@ def test_the_average_slows_along_a_cosine():
     assert make_ema_schedule(0.9, None, total_steps=100)(73) == 0.9
 
 
-def test_projection_head():
+def test_projection_head_and_pooling():
     config = dataclasses.replace(CONFIG.model, head_hidden=5)
     params = models.create(config).abstract_params["head"]
     assert params["mlp_in"]["kernel"].shape == (8, 5)
     assert params["projection"]["kernel"].shape == (5, 5)
     assert params["mlp_out"]["kernel"].shape == (5, 3)
+    pooled = models.create(dataclasses.replace(CONFIG.model, pool="mean")).abstract_params
+    assert "class_token" not in pooled and pooled["position_embedding"].shape == (16, 8)
+    with pytest.raises(InputError, match=r"model.pool: found 'max'; accepted: class, mean"):
+        models.create(dataclasses.replace(CONFIG.model, pool="max"))
 
 
 @pytest.mark.parametrize(
