@@ -15,6 +15,11 @@ Variants:
             The defaults of the authors' code, which differ: lr 2e-4, weight decay 0.05, batch 512, 200 epochs, 20 of
             warm-up. No accuracy is published for them.
 
+Theory switches are fields of the model (docs/models.md): --config.model.output=tied, --config.model.ista=orthogonal. The
+study trains 16 variants with three seeds each, on CIFAR-10:
+
+    python -m crate_jax.report --config=configs/crate.py:ablation --workdir=runs/ablation --config.data.name=folder:PATH
+
 ImageNet is prepared once, and read from array_record from then on (docs/data.md):
 
     python -m crate_jax.prepare --input=folder:PATH --output=data/imagenet

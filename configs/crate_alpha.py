@@ -9,7 +9,7 @@ Variants (--config=configs/crate_alpha.py:VARIANT):
     tiny | small | base | large | huge
                   pre-training on ImageNet-21K as released with the paper (arXiv 2405.20299): Adam(0.9, 0.95), lr 8e-4,
                   weight decay 0.1, batch 4096, 91 epochs, 10 of warm-up, gradients clipped at 1, Inception crops, mixup and
-                  CutMix. Data: folder:PATH with train/CLASS/* and val/CLASS/*.
+                  CutMix. Data: prepared as configs/crate.py says for ImageNet.
     base_finetune | large_finetune
                   ImageNet-1K from such a run (--config.init_from=WORKDIR): lr 1.6e-4, RandAugment(2, 9), label smoothing
                   0.1, 91 epochs. Published top-1 at 224 px: B/32 76.5, B/16 81.2, L/14 83.9.
@@ -71,7 +71,7 @@ def imagenet21k(size: str) -> Config:
         checkpoint=epochs(1),
         trace=None,
         data=DataConfig(
-            name="folder:data/imagenet21k",
+            name="array_record:data/imagenet21k",
             image_size=224,
             channels=3,
             mean=(0.485, 0.456, 0.406),

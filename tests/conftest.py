@@ -84,24 +84,3 @@ def load_config(changes: dict, file: str = "configs/base.py", variant: str | Non
     config = namespace["get_config"](*([variant] if variant else []))
     config.update_from_flattened_dict(changes)
     return from_config_dict(config, set(changes))
-
-
-def matmul_flops(function, *args) -> int:
-    """2·m·n·k over every dot of the function's jaxpr, scans multiplied by their length."""
-    import jax
-    import numpy as np
-
-    def count(jaxpr) -> int:
-        total = 0
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name == "dot_general":
-                (contract, _), _ = eqn.params["dimension_numbers"]
-                inner = np.prod([eqn.invars[0].aval.shape[i] for i in contract])
-                total += 2 * int(np.prod(eqn.outvars[0].aval.shape) * inner)
-            for value in eqn.params.values():
-                inner_jaxpr = getattr(value, "jaxpr", value)
-                if hasattr(inner_jaxpr, "eqns"):
-                    total += count(inner_jaxpr) * eqn.params.get("length", 1)
-        return total
-
-    return count(jax.make_jaxpr(function)(*args).jaxpr)

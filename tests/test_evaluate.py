@@ -4,14 +4,16 @@ import dataclasses
 import json
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from conftest import TINY, command, load_config, run
 
-from crate_jax import InputError, evaluate
+from crate_jax import InputError, evaluate, models
 from crate_jax.data import sources
 from crate_jax.train import train
-from crate_jax.training.restore import _label_map
+from crate_jax.training.restore import _label_map, open_run
+from crate_jax.training.workdir import read_config
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,30 @@ def test_evaluation_repeats_the_final_line(trained):
     for name in ("eval/accuracy", "eval/loss", "eval/top5", "eval/count"):
         assert report[name] == values[name]
     assert len(report["layers"]["coding_rate"]["mean"]) == 2
+
+
+def test_another_resolution_interpolates_the_positions(trained):
+    """16×16 images are 4×4 patches where the model was trained with 2×2; it also evaluates wide ones."""
+    workdir, values = trained
+    for flags in (["--config.data.image_size=16"], ["--config.data.image_width=12"]):
+        evaluate.main(["evaluate", f"--workdir={workdir}", *flags])
+        report = json.loads((workdir / "report" / "evaluate.json").read_text())
+        assert report["eval/count"] == values["eval/count"]
+    with pytest.raises(InputError, match=r"4 does not divide data.image_size 10 px"):
+        evaluate.main(["evaluate", f"--workdir={workdir}", "--config.data.image_size=10"])
+
+
+def test_fine_tuning_starts_at_another_resolution(trained, tmp_path):
+    """At a learning rate of zero the parameters are those of the other run, its positions interpolated."""
+    workdir, _ = trained
+    changes = {"data.image_size": 16, "model.patch_size": 4, "init_from": str(workdir), "optimizer.lr": 0.0}
+    lengths = {"total_steps": 2, "eval_steps": 2, "checkpoint_steps": 2, "trace_steps": 2}
+    train(load_config({**TINY, **changes, **lengths}), tmp_path, {"data.image_size", "model.patch_size"})
+    (before, old, _), (after, new, _) = (open_run(read_config(path), path) for path in (workdir, tmp_path))
+    assert (before.model.config.grid, after.model.config.grid) == ((2, 2), (4, 4))
+    expected = models.resize_positions(old.pop("position_embedding"), (2, 2), (4, 4))
+    np.testing.assert_array_equal(new.pop("position_embedding"), expected)
+    jax.tree.map(np.testing.assert_array_equal, new, old)
 
 
 def test_other_data_are_matched_by_class_name(trained, folder):

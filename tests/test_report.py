@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT, TINY, load_config
 
 from crate_jax import InputError, models, report
-from crate_jax.analysis import scaling
+from crate_jax.analysis import ablation, scaling
 from crate_jax.train import train
+from crate_jax.training.config import to_config_dict
 
 SHRUNK = {key: value for key, value in TINY.items() if not key.startswith("model.")}
 SHRUNK |= {"model.dim": 16, "model.depth": 2, "model.heads": 2, "total_steps": 10, "eval_steps": 5}
@@ -74,12 +75,43 @@ def test_mistakes(flags, message):
         report.main(["report", *flags])
 
 
-STUDIES = runpy.run_path(str(ROOT / "configs" / "igpt.py"))["STUDIES"]
+STUDIES = [
+    (path.name, f"{study}/{name}")
+    for path in sorted((ROOT / "configs").glob("*.py"))
+    for study, members in runpy.run_path(str(path)).get("STUDIES", {}).items()
+    for name in members
+]
 
 
-@pytest.mark.parametrize(
-    "variant", [f"{study}/{name}" for study, members in STUDIES.items() for name in members]
-)
-def test_every_member_of_a_study_builds(variant):
-    config = load_config({}, "configs/igpt.py", variant)
+@pytest.mark.parametrize(("file", "variant"), STUDIES)
+def test_every_member_of_a_study_builds(file, variant):
+    config = load_config({}, f"configs/{file}", variant)
     assert models.create(config.model).num_params > 0
+
+
+def test_an_ablation_is_read_by_variant_over_its_seeds(tmp_path):
+    """Runs that are not done do not count; black boxes have no layers."""
+    for name, accuracy, layers in (("a-0", 0.5, True), ("a-1", 0.6, True), ("b-0", 0.25, False)):
+        run = tmp_path / name
+        (run / "report").mkdir(parents=True)
+        final = {"step": 9, "eval/accuracy": accuracy, "eval/loss": 1.0, "final": True}
+        (run / "metrics.jsonl").write_text(json.dumps(final) + "\n")
+        config = load_config({}, "configs/crate.py", "ablation/released-0")
+        (run / "config.json").write_text(json.dumps(to_config_dict(config).to_dict()))
+        if layers:
+            readings = {
+                "coding_rate_before": [4.0, 2.0],
+                "coding_rate": [3.0, 2.0],
+                "nonzero_fraction": [0.5, 0.25],
+            }
+            readings = {key: {"mean": value, "std": [0.0, 0.0]} for key, value in readings.items()}
+            (run / "report" / "layerwise.json").write_text(json.dumps({"trained": readings}))
+    (tmp_path / "b-1").mkdir()
+    (tmp_path / "b-1" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+    rows = ablation.read(tmp_path, ["a-0", "b-0", "a-1", "b-1"])
+    assert [row.name for row in rows] == ["a", "b"]
+    assert rows[0].cells()[:6] == ["a", "125,002", 2, "55.00 ± 7.07", "1.000 ± 0.000", "-12.5 ± 0.0"]
+    assert rows[0].cells()[6:] == ["0.67 ± 0.00", "37.5 ± 0.0"]
+    assert rows[1].cells()[2:] == [1, "25.00", "1.000", "–", "–", "–"]
+    assert ablation.write(rows, tmp_path).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "ablation.json").read_text())[1]["accuracy"] == [0.25]

@@ -7,6 +7,7 @@ killed goes on with the shards that are missing. A shard gets its name when it i
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -108,6 +109,8 @@ def prepare(
     Raises:
         InputError: the dataset or ``output`` cannot be used, an image is unreadable (if that is to stop), counts differ.
     """
+    if name == "stdlib" or name.startswith("text:"):
+        raise InputError(f"--input: {name} is text, read as it lies; accepted: labelled images")
     dataset = sources.find(name, data_dir=data_dir, exclude=str(output))
     splits = {split: dataset.load(split) for split in dataset.splits}
     output.mkdir(parents=True, exist_ok=True)
@@ -221,22 +224,41 @@ def _write_missing(
             for shard in missing:
                 advance(_write(shard, splits[shard.split], stop_at_unreadable))
             return
-        context = multiprocessing.get_context("spawn")  # A fork could inherit the locks of threads.
-        with ProcessPoolExecutor(
-            workers, context, initializer=_start_worker, initargs=(splits, os.getpid())
-        ) as pool:
-            tasks = [pool.submit(_write_in_worker, shard, stop_at_unreadable) for shard in missing]
-            try:
-                for task in as_completed(tasks):
-                    advance(task.result())
-            except BrokenProcessPool:
-                raise InputError(
-                    "a process that wrote a shard was killed (out of memory?); start again to go on, perhaps with "
-                    "fewer --processes"
-                ) from None
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        failure = _in_processes(workers, missing, splits, stop_at_unreadable, advance)
+    gc.collect()  # The pool's semaphores, which a failing command would leave to a warning of Python's.
+    if isinstance(failure, BrokenProcessPool):
+        raise InputError(
+            "a process that wrote a shard was killed (out of memory?); start again to go on, perhaps with fewer --processes"
+        )
+    if failure is not None:
+        raise failure
+
+
+def _in_processes(
+    num_processes: int,
+    shards: list[_Shard],
+    splits: dict[str, Source],
+    stop_at_unreadable: bool,
+    advance: Callable[[int], None],
+) -> BaseException | None:
+    """Writes shards; returns what went wrong first, once all processes have ended and their semaphores are gone."""
+    context = multiprocessing.get_context("spawn")  # A fork could inherit the locks of threads.
+    start = {"initializer": _start_worker, "initargs": (splits, os.getpid())}
+    with ProcessPoolExecutor(num_processes, context, **start) as pool:
+        # Ctrl-C waits until all processes are started; they ignore it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        tasks = [pool.submit(_write_in_worker, shard, stop_at_unreadable) for shard in shards]
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            for task in as_completed(tasks):
+                if (failure := task.exception()) is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    return failure
+                advance(task.result())
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            return KeyboardInterrupt()
+    return None
 
 
 _worker_splits: dict[str, Source] = {}  # Sent to each process once, not with each shard.

@@ -209,6 +209,7 @@ def _xavier_mssa(block: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
     heads, dim, head_dim = block.mssa.bases.shape
     init = uniform_init(math.sqrt(6 / (dim + heads * head_dim)))
     block.mssa.bases = nnx.Param(init(rngs.params(), (heads, dim, head_dim)))
-    block.mssa.output = nnx.Param(init(rngs.params(), (heads, head_dim, dim)))
-    block.mssa.bias = nnx.Param(jnp.zeros(dim))
+    if block.mssa.output is not None:
+        block.mssa.output = nnx.Param(init(rngs.params(), (heads, head_dim, dim)))
+        block.mssa.bias = nnx.Param(jnp.zeros(dim))
     return block

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import matmul_flops
 
 from crate_jax import InputError, models, objectives, weights
+from crate_jax.planning.flops import matmul_flops
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "crate_official.npz"
 
