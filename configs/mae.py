@@ -38,12 +38,13 @@ def digits() -> Config:
 
 
 def autoencoder() -> Config:
-    """The whole image is one patch: with several, a token could copy its own pixels, and nothing would be learned."""
+    """A whole digit is one patch that becomes eight numbers: of several patches each could be copied by a token as wide."""
     config = digits()
     model = dataclasses.replace(
-        config.model, patch_size=8, dim=8, heads=2, head_dim=4, depth=3, mask_ratio=0.0
+        config.model, patch_size=8, dim=8, heads=2, head_dim=4, depth=2, mask_ratio=0.0
     )
-    return dataclasses.replace(config, task="autoencoder", model=model, total=epochs(100))
+    optimizer = dataclasses.replace(config.optimizer, lr=1e-2)
+    return dataclasses.replace(config, task="autoencoder", model=model, optimizer=optimizer)
 
 
 def cifar10() -> Config:
