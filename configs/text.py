@@ -27,14 +27,14 @@ from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choos
 def gpt() -> Config:
     return Config(
         model=models.CRATEGPTConfig(
-            vocab_size=256, num_positions=128, dim=128, depth=4, heads=4, head_dim=32
+            vocab_size=256, num_positions=128, dim=96, depth=4, heads=4, head_dim=24
         ),
         task="autoregressive",
-        batch_size=32,
+        batch_size=16,
         label_smoothing=0.0,
-        total=steps(1000),
+        total=steps(600),
         data=DataConfig(name="stdlib"),
-        optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
+        optimizer=OptimizerConfig(name="adamw", lr=3e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
     )
 
 
