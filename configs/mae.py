@@ -3,11 +3,13 @@
     python -m crate_jax.train --config=configs/mae.py --workdir=runs/mae
     python -m crate_jax.probe --workdir=runs/mae
 
-The default learns from scikit-learn's digits, 16 patches of 2×2, offline. The first command ends with the error beside those
-of the mean patch and of the nearest visible patch, and draws `report/reconstruction.png`.
+The default learns from scikit-learn's digits, 16 patches of 2×2, offline, on a CPU. The first command ends with the error
+beside those of the mean patch and of the nearest visible one, and draws `report/reconstruction.png`. Measured: 0.413 against
+0.424 and 1.136; linear probe 75.6 % (untrained 58.3), k-NN 70.0 % (untrained 57.5).
 
 Variants (--config=configs/mae.py:VARIANT):
-    autoencoder   the same encoder and decoder with nothing hidden
+    autoencoder   the same encoder and decoder with nothing hidden: a digit through eight numbers. Measured: linear probe
+                  83.9 % (untrained 65.6), k-NN 89.2 % (untrained 75.6)
     cifar10       CIFAR-10 at patch 4, for one GPU; tfds:cifar10 or --config.data.name=folder:PATH
     tiny | small | base | large
                   ImageNet-1K for 800 epochs as in the paper (arXiv 2404.02446): AdamW, lr 3e-5, weight decay 0.1, batch
@@ -38,12 +40,13 @@ def digits() -> Config:
 
 
 def autoencoder() -> Config:
-    """The whole image is one patch: with several, a token could copy its own pixels, and nothing would be learned."""
+    """A whole digit is one patch that becomes eight numbers: of several patches each could be copied by a token as wide."""
     config = digits()
     model = dataclasses.replace(
-        config.model, patch_size=8, dim=8, heads=2, head_dim=4, depth=3, mask_ratio=0.0
+        config.model, patch_size=8, dim=8, heads=2, head_dim=4, depth=2, mask_ratio=0.0
     )
-    return dataclasses.replace(config, task="autoencoder", model=model, total=epochs(100))
+    optimizer = dataclasses.replace(config.optimizer, lr=1e-2)
+    return dataclasses.replace(config, task="autoencoder", model=model, optimizer=optimizer)
 
 
 def cifar10() -> Config:

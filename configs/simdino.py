@@ -3,7 +3,8 @@
     python -m crate_jax.train --config=configs/simdino.py --workdir=runs/simdino
     python -m crate_jax.probe --workdir=runs/simdino
 
-The default is a small CRATE on scikit-learn's digits, offline; the probe reads the teacher, the moving average.
+The default is a small CRATE on scikit-learn's digits, offline; the probe reads the teacher, the moving average. It has not
+been run to its end yet (docs/models.md).
 
 Variants (--config=configs/simdino.py:VARIANT):
     vit       the same with the black box, a ViT of the same width, depth and heads
@@ -53,7 +54,12 @@ def digits() -> Config:
         data=DataConfig(name="digits"),
         optimizer=OptimizerConfig(name="adamw", lr=4e-3, weight_decay=0.04, b1=0.9, b2=0.999, clip_norm=3.0),
         simdino=SimDINOConfig(
-            local_views=2, local_size=4, global_scale=(0.7, 1.0), local_scale=(0.4, 0.7), flip=False
+            local_views=2,
+            local_size=4,
+            global_scale=(0.7, 1.0),
+            local_scale=(0.4, 0.7),
+            flip=False,
+            eps_sq=0.5,
         ),
     )
 

@@ -114,6 +114,10 @@ class CRATEMAE(nnx.Module):
                 f"model.patch_size: found {config.patch_size}, which does not divide "
                 f"model.image_size {config.image_size}"
             )
+        if config.image_width not in (None, config.image_size):
+            raise InputError(
+                f"model.image_width: found {config.image_width}; accepted for crate_mae: none (square images)"
+            )
         visible = int(config.num_tokens * (1 - config.mask_ratio))
         if not 0 < visible <= config.num_tokens:
             raise InputError(

@@ -107,6 +107,7 @@ def test_masks_hide_their_share():
         ({"mask_ratio": 1.0}, "model.mask_ratio: found 1.0, which leaves 0 of 16"),
         ({"mask_ratio": -0.5}, "model.mask_ratio: found -0.5"),
         ({"dim": 30}, "model.dim: found 30; accepted: multiples of 4"),
+        ({"image_width": 16}, "model.image_width: found 16; accepted for crate_mae: none"),
         ({"patch_size": 3}, "model.patch_size: found 3, which does not divide"),
     ],
 )
