@@ -8,7 +8,7 @@ from absl import flags
 
 from crate_jax import InputError
 from crate_jax.analysis import layerwise
-from crate_jax.data import real, sources
+from crate_jax.data import real, sources, subset
 from crate_jax.training import cli, evaluation, steps
 from crate_jax.training.console import table, wide_table
 from crate_jax.training.metrics import write_atomically
@@ -30,8 +30,9 @@ def main(argv: list[str]) -> None:
         values = evaluation.evaluate(eval_step, params, batches, run.mesh)
         layers = None
         if run.model.readings is not None:
+            sample = run.eval_batches(subset.spread(source, layerwise.MAX_EXAMPLES))
             layers = layerwise.measure(
-                layerwise.make_reader(run.model, run.task, run.mesh), params, batches, run.mesh
+                layerwise.make_reader(run.model, run.task, run.mesh), params, sample, run.mesh
             )
     report = {
         "step": step,

@@ -13,6 +13,7 @@ import jax
 
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
+from crate_jax.data import pipeline, subset
 from crate_jax.training import (
     cli,
     evaluation,
@@ -108,7 +109,11 @@ class Trainer:
         self.key = jax.random.key(config.seed)
         self.tx = tx = optim.make_optimizer(config.optimizer, self.schedule)
         self.batches = run.train_batches()
-        self.eval_batches = run.eval_batches(run.source("test"))
+        test = run.source("test")
+        self.eval_batches = run.eval_batches(test)
+        # Held out, and the same at every reading: one batch while training, more at the end.
+        self.sample = run.eval_batches(subset.spread(test, config.batch_size))
+        self.large_sample = run.eval_batches(subset.spread(test, layerwise.MAX_EXAMPLES))
         first = self.batches.batch(0)
         self.abstract, lowered = program.lower(run, tx, first, log_steps=self.every["log"])
         # Ahead of time: its memory is known before step 1.
@@ -200,8 +205,7 @@ class Trainer:
             self._raise_nonfinite(current)
         values = {}
         if "trace" in due:
-            # The first evaluation batch: held out, and the same at every reading.
-            values |= layerwise.as_metrics(self._read_layers(current.eval_params, limit=1))
+            values |= layerwise.as_metrics(self._read_layers(current.eval_params, self.sample))
         if "eval" in due:
             values |= self._evaluate(current)
             self.progress.log(step, values)
@@ -215,14 +219,17 @@ class Trainer:
         means = evaluation.evaluate(self.eval_step, current.eval_params, self.eval_batches, self.run.mesh)
         return {f"eval/{name}": value for name, value in means.items()}
 
-    def _read_layers(self, params, limit: int = layerwise.MAX_EXAMPLES) -> layerwise.Measurement:
-        return layerwise.measure(self.read_layers, params, self.eval_batches, self.run.mesh, limit=limit)
+    def _read_layers(self, params, batches: pipeline.Evaluation) -> layerwise.Measurement:
+        return layerwise.measure(self.read_layers, params, batches, self.run.mesh)
 
     def _report_layers(self, params) -> Path:
         """Write `report/layerwise.json` and `.png`: the parameters that training began with against those it ended with."""
         run = self.run
         initial = jax.jit(run.model.init, out_shardings=state.shardings_of(self.abstract.params))(self.key)
-        measured = {"initial": self._read_layers(initial), "trained": self._read_layers(params)}
+        measured = {
+            "initial": self._read_layers(initial, self.large_sample),
+            "trained": self._read_layers(params, self.large_sample),
+        }
         report = run.workdir / "report"
         write_atomically(report / "layerwise.json", json.dumps(measured, indent=1) + "\n")
         title = f"{run.model.config.family} on held-out {run.info.name}"

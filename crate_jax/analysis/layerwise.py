@@ -29,25 +29,18 @@ def make_reader(model: Model, task: Task, mesh: Mesh):
     return jax.jit(read, out_shardings=replicated(mesh))
 
 
-def measure(
-    read, params, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, limit: int = MAX_EXAMPLES
-) -> Measurement:
+def measure(read, params, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Measurement:
     """Mean and standard deviation over examples of every reading of every layer.
 
     Args:
       read: from `make_reader`.
-      batches: padded evaluation batches; examples whose `mask` is 0 do not count.
-      limit: stop after the batch that reaches so many examples.
+      batches: padded evaluation batches, of some thousand examples at most; those whose `mask` is 0 do not count.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    seen = 0
     for batch in batches:
         values, mask = jax.device_get(read(params, shard_batch(batch, mesh)))
         for name, value in values.items():
             parts.setdefault(name, []).append(value[:, mask > 0])
-        seen += int(mask.sum())
-        if seen >= limit:
-            break
     joined = {name: np.concatenate(arrays, axis=1).astype(np.float64) for name, arrays in parts.items()}
     statistics = {"mean": partial(np.mean, axis=1), "std": partial(np.std, axis=1)}
     return {

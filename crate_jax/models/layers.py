@@ -117,8 +117,9 @@ class Dense(nnx.Module):
         # lies right already.
         leading = x.shape[: x.ndim - len(self.inputs)]
         rows = x.astype(self.dtype).reshape(-1, math.prod(self.inputs))
-        out = rows @ self.kernel[...].astype(self.dtype).reshape(rows.shape[1], -1)
-        out = out.reshape(*leading, *self.outputs)
+        # The output axes stay apart: merged, a mesh that splits the heads would have to gather the kernel.
+        kernel = self.kernel[...].astype(self.dtype).reshape(rows.shape[1], *self.outputs)
+        out = jnp.tensordot(rows, kernel, 1).reshape(*leading, *self.outputs)
         return out if self.bias is None else out + self.bias[...].astype(self.dtype)
 
 

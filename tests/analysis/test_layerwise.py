@@ -56,7 +56,7 @@ def test_one_factorisation_at_a_time(model, params):
     assert jax.jit(readings).lower(report).as_text().count("@lapack_spotrf_ffi") == 1
 
 
-def test_padding_does_not_count_and_the_limit_holds(model, params):
+def test_padding_does_not_count(model, params):
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     task = Task(lambda batch: batch["image"], None, None)
     read = layerwise.make_reader(model, task, mesh)
@@ -68,11 +68,9 @@ def test_padding_does_not_count_and_the_limit_holds(model, params):
     ]
     with jax.set_mesh(mesh):
         one, other = (layerwise.measure(read, params, batches, mesh) for batches in (full, split))
-        first = layerwise.measure(read, params, split, mesh, limit=1)
     for name in one:
         for statistic in ("mean", "std"):
             np.testing.assert_allclose(one[name][statistic], other[name][statistic], rtol=1e-5)
-        assert first[name]["mean"] != one[name]["mean"]
     assert set(layerwise.as_metrics(one)) == {
         f"layer/{layer:02d}/{name}" for layer in range(2) for name in one
     }

@@ -1,4 +1,4 @@
-"""A few labels of each class."""
+"""Parts of a source."""
 
 import numpy as np
 import pytest
@@ -31,3 +31,12 @@ def test_the_seed_decides_which():
 def test_impossible_numbers_are_refused(count, message):
     with pytest.raises(InputError, match=rf"data.labels_per_class: found {count}; {message}"):
         subset.per_class(digits(), count, num_classes=10, seed=0)
+
+
+def test_a_sample_is_spread_over_all_classes():
+    """A folder lies in the order of its classes."""
+    source = [{"label": label} for label in np.repeat(np.arange(10), 100)]
+    chosen = subset.spread(source, 50)
+    labels = [int(chosen[i]["label"]) for i in range(len(chosen))]
+    np.testing.assert_array_equal(np.bincount(labels), np.full(10, 5))
+    assert len(subset.spread(source[:7], 50)) == 7

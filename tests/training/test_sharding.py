@@ -1,12 +1,14 @@
 """The mesh and the rules."""
 
 import re
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import run
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from crate_jax import InputError, models
@@ -170,3 +172,32 @@ def test_gradient_accumulation_is_the_large_batch(tiny_config):
     whole, parts = (jax.jit(partial(fn, accumulate=n))(params, batch, jax.random.key(1)) for n in (1, 4))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         assert float(jnp.linalg.norm(a - b)) <= 1e-5 * float(jnp.linalg.norm(a)) + 1e-9
+
+
+HEADS_STAY_SPLIT = """
+import re
+import sys
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from crate_jax import models
+from crate_jax.training.config import MeshConfig
+from crate_jax.training.sharding import make_mesh, tree_shardings
+
+mesh = make_mesh(MeshConfig(tensor=2))
+model = models.create(models.IGPTConfig(vocab_size=4, num_positions=8, dim=16, depth=1, heads=2, dtype="float32"))
+place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+params = jax.tree.map(place, model.abstract_params, tree_shardings(model.abstract_params, mesh))
+tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32, sharding=NamedSharding(mesh, P()))
+with jax.set_mesh(mesh):
+    text = jax.jit(lambda p, t: model.apply(p, t)[0]).lower(params, tokens).compile().as_text()
+print(len(re.findall(r" all-gather(?:-start)?\\(", text)), len(re.findall(r" all-reduce(?:-start)?\\(", text)))
+"""
+
+
+@pytest.mark.slow
+def test_heads_stay_split_over_the_tensor_axis():
+    """No kernel is gathered; attention and MLP each end in one sum over the devices, the vocabulary in at most one."""
+    done = run([sys.executable, "-c", HEADS_STAY_SPLIT], devices=2)
+    assert done.returncode == 0, done.stderr
+    gathers, sums = (int(word) for word in done.stdout.split())
+    assert gathers == 0 and 2 <= sums <= 3, done.stdout
