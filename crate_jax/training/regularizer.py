@@ -1,9 +1,8 @@
 """Terms on the layers of a white box, added to its training loss and computed inside the scan over layers."""
 
 from collections.abc import Callable
-from typing import NamedTuple
-
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
