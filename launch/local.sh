@@ -67,7 +67,7 @@ for ((i = 0; i < processes; i++)); do
   children+=($!)
 done
 # A signal to this script is one to all of them; they agree on a step, save and end by themselves.
-trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM
+trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 status=0
 for child in "${children[@]}"; do
   # A trapped signal interrupts wait: ask again until the child is gone.

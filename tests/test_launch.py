@@ -1,8 +1,11 @@
 """The launch scripts: they say what they would do, shellcheck finds nothing, the YAML is what its readers expect."""
 
+import contextlib
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+
+from crate_jax.planning.compile import GPU_SHARE
 
 SCRIPTS = [
     *(ROOT / "launch").glob("*.sh"),
@@ -58,7 +63,7 @@ def test_local_starts_processes_that_find_one_another():
 
 def test_slurm_gives_a_process_all_of_its_node():
     (line,) = commands(call("slurm.sbatch", "--dry-run", *TRAIN, SLURM_GPUS_ON_NODE="8"))
-    assert line[0] == "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7" and line[1] == "srun"
+    assert line[:3] == ["JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7", "XLA_CLIENT_MEM_FRACTION=.92", "srun"]
     assert line[-4:] == ["-m", "crate_jax.train", *TRAIN]
     (line,) = commands(call("slurm.sbatch", "--dry-run", *TRAIN))
     assert line[0] == "srun"
@@ -105,16 +110,63 @@ def test_the_jobset_is_one():
     chips = [int(n) for n in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")]
     hosts = chips[0] * chips[1] // container["resources"]["limits"]["google.com/tpu"]
     assert job["parallelism"] == job["completions"] == hosts
-    assert container["command"][:3] == ["python", "-m", "crate_jax.train"]
+    assert container["command"][:2] == ["sh", "-c"]
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
 
 
 def test_the_sky_task_names_all_processes():
     task = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
-    assert {"name", "resources", "num_nodes", "workdir", "file_mounts", "setup", "run"} == set(task)
+    assert {"name", "resources", "num_nodes", "envs", "workdir", "file_mounts", "setup", "run"} == set(task)
+    assert float(task["envs"]["XLA_CLIENT_MEM_FRACTION"]) == GPU_SHARE
     for flag in ("--coordinator=", "--num_processes=", "--process_id="):
         assert flag in task["run"]
+
+
+def scripts(folder: Path) -> dict[str, str]:
+    """What the JobSet and the SkyPilot task run, with the workdir and the data in another folder."""
+    (jobset,) = yaml.safe_load_all((ROOT / "launch" / "gke_jobset.yaml").read_text())
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    task = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
+    found = {"jobset": pod["containers"][0]["command"][2], "sky": task["run"].replace(".venv/bin/", "")}
+    return {name: script.replace("/data/", f"{folder}/") for name, script in found.items()}
+
+
+@pytest.mark.parametrize("name", ["jobset", "sky"])
+@pytest.mark.parametrize(("code", "final"), [(0, True), (0, False), (1, True), (3, False)])
+def test_a_run_that_was_stopped_has_not_succeeded(name, code, final, tmp_path):
+    workdir = tmp_path / "crate-base"
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").write_text('{"step": 9, "final": true}\n' if final else '{"step": 9}\n')
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexit {code}\n")
+    python.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_NODES": "1"}
+    done = subprocess.run(["sh", "-c", scripts(tmp_path)[name]], env=env, timeout=60, check=False)
+    assert (done.returncode == 0) == (code == 0 and final)
+
+
+def test_the_jobset_passes_sigterm_on(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\ntrap 'echo stopped; exit 0' TERM\necho started\nwhile :; do sleep 0.05; done\n"
+    )
+    python.chmod(0o755)
+    process = subprocess.Popen(
+        ["sh", "-c", scripts(tmp_path)["jobset"]],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        assert process.communicate(timeout=60)[0] == "stopped\n"
+        assert process.returncode > 0, "saved, but not at its end"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_configurations_that_launch_files_name_exist():

@@ -20,7 +20,8 @@ from typing import Any
 
 from crate_jax import InputError
 
-# Of the memory that a GPU has, XLA gives a program so much; of a TPU's the compiler itself knows.
+# Of the memory that a GPU has, a program gets so much: launch/slurm.sbatch and launch/sky.yaml ask for it, where JAX would
+# take 75 %. Of a TPU's the compiler itself knows.
 GPU_SHARE = 0.92
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
