@@ -1,5 +1,6 @@
 """Write a dataset as array_record, once, in parallel; started again with the same output it goes on where it stopped."""
 
+import math
 from pathlib import Path
 
 from absl import flags
@@ -30,16 +31,22 @@ def main(argv: list[str]) -> None:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     if name is None or output is None:
         raise InputError(f"--input and --output are required. To start:\n{EXAMPLE}")
+    shard_mib, processes = values["shard_mib"].value, values["processes"].value
+    if not 0 < shard_mib < math.inf:
+        raise InputError(f"--shard_mib: found {shard_mib:g}; accepted: above 0")
+    if processes is not None and processes < 1:
+        raise InputError(f"--processes: found {processes}; accepted: 1 or more")
+    output = Path(output).expanduser()
     done = prepare.prepare(
         name,
-        Path(output).expanduser(),
+        output,
         data_dir=values["data_dir"].value,
         stop_at_unreadable=values["unreadable"].value == "stop",
-        num_processes=values["processes"].value,
-        shard_bytes=round(values["shard_mib"].value * 2**20),
+        num_processes=processes,
+        shard_bytes=math.ceil(shard_mib * 2**20),
         progress=console.progress,
     )
-    _report(name, Path(output), done)
+    _report(name, output, done)
 
 
 def _report(name: str, output: Path, done: prepare.Prepared) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import transforms
-from crate_jax.data.dataset import DatasetInfo, Source, by_split, natural_shape
+from crate_jax.data.dataset import TEST_SPLITS, DatasetInfo, Source, by_split, natural_shape
 
 # Rows can be read in groups only: so much is kept of the groups that were read last.
 _CACHE_BYTES = 2**30
@@ -19,10 +19,8 @@ _CACHE_BYTES = 2**30
 
 class Parquet:
     def __init__(self, path: Path):
-        try:
-            import pyarrow.parquet as pq  # optional
-        except ImportError:
-            raise InputError("parquet: needs pyarrow, which is not installed; pip install pyarrow") from None
+        import pyarrow.parquet as pq  # comes with tensorflow-datasets; takes a moment to import
+
         files = by_split(path, ".parquet")
         self._name = f"parquet:{path}"
         self._sources, names, labels = {}, None, {}
@@ -51,13 +49,19 @@ class Parquet:
             ]
             names = names or _class_names(schema)
             self._sources[split] = _Rows(rows, labels[split].astype(np.int32))
-        kept = {split: source for split, source in self._sources.items() if labels[split].min() >= 0}
-        self._sources = kept
-        count = 1 + max(int(values.max()) for values in labels.values())
+        # Hugging Face marks what has no label by −1.
+        kept = {split: values for split, values in labels.items() if values.size and values.min() >= 0}
+        if "train" not in kept or not kept.keys() & set(TEST_SPLITS):
+            accepted = f"accepted: train and one of {', '.join(TEST_SPLITS)}"
+            raise InputError(
+                f"{self._name} has labels in the splits: {', '.join(kept) or 'none'}; {accepted}"
+            )
+        self._sources = {split: self._sources[split] for split in kept}
+        count = 1 + max(int(values.max()) for values in kept.values())
         self.classes = names or tuple(str(i) for i in range(count))
         if count > len(self.classes):
             raise InputError(f"{self._name}: labels up to {count - 1}, {len(self.classes)} class names")
-        self.splits = {split: len(source) for split, source in kept.items()}
+        self.splits = {split: len(source) for split, source in self._sources.items()}
 
     def info(self, name: str) -> DatasetInfo:
         source = self._sources["train"]

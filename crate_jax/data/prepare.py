@@ -111,6 +111,8 @@ def prepare(
     """
     if name == "stdlib" or name.startswith("text:"):
         raise InputError(f"--input: {name} is text, read as it lies; accepted: labelled images")
+    if name == "digits":  # A record's white is 255; the same values would be nearly black.
+        raise InputError("--input: white is 16 in digits; accepted: images whose white is 255")
     dataset = sources.find(name, data_dir=data_dir, exclude=str(output))
     splits = {split: dataset.load(split) for split in dataset.splits}
     output.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,7 @@
 ``tar:PATH``          a folder of tar files whose names say the split: WebDataset's (NAME.jpg with NAME.cls or
                       NAME.json in it) or archives of CLASS/NAME.jpg; or ImageNet's own three
                       (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz)
-``parquet:PATH``      a dataset of Hugging Face on disk, PATH/**/train-*.parquet with the columns image and label;
-                      needs pyarrow
+``parquet:PATH``      a dataset of Hugging Face on disk, PATH/**/train-*.parquet with the columns image and label
 ``npz:PATH``          arrays x_train, y_train, x_test, y_test (as Keras' mnist.npz), or images and labels, of
                       which a stratified fifth is held out; images are uint8 [n, h, w] or
                       [n, h, w, 1 or 3], labels integers or strings [n] or [n, 1]
@@ -64,7 +63,7 @@ def inspect(
     Raises:
         InputError: an unknown name or split, or data that are missing or not in an accepted form.
     """
-    if (text := _find_text(name)) is not None:
+    if (text := _find_text(name, exclude)) is not None:
         return text.info(name)
     dataset = find(name, data_dir=data_dir, exclude=exclude)
     info = dataset.info(name)
@@ -113,25 +112,26 @@ def load(
     return source if image_size is None else Fitted(source, image_size, channels, resize)
 
 
-def load_text(name: str, use: str, *, length: int) -> Source:
+def load_text(name: str, use: str, *, length: int, exclude: str | None = None) -> Source:
     """The windows of a text, see `text.Text.windows`.
 
     Args:
         name: ``stdlib`` or ``text:PATH``.
         use: "train" or "test".
         length: bytes of a window.
+        exclude: a directory that is no text although it may lie in the folder (the run's own).
 
     Raises:
         InputError: a text that is missing, empty, or shorter than a window.
     """
-    return _find_text(name).windows(use, length)
+    return _find_text(name, exclude).windows(use, length)
 
 
-def _find_text(name: str) -> Text | None:
+def _find_text(name: str, exclude: str | None) -> Text | None:
     if name == "stdlib":
         return Text.standard_library()
     kind, _, path = name.partition(":")
-    return Text(Path(path).expanduser()) if kind == "text" and path else None
+    return Text(Path(path).expanduser(), exclude) if kind == "text" and path else None
 
 
 def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) -> Dataset:

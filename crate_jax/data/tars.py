@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,7 +82,7 @@ class Tars:
 
 
 def _members(path: Path, start: int = 0, size: int | None = None) -> Iterator[_Member]:
-    """The files in an uncompressed tar file, which may itself be the part [start, start + size) of a file."""
+    """The files, but hidden ones, in an uncompressed tar file: a file or the part [start, start + size) of one."""
     try:
         with open(path, "rb") as file:
             end = os.fstat(file.fileno()).st_size if size is None else start + size
@@ -92,7 +93,7 @@ def _members(path: Path, start: int = 0, size: int | None = None) -> Iterator[_M
                     archive.members.clear()
                     if member.offset_data + member.size > end:
                         raise InputError(f"{path}: {member.name} is cut off; the file is not complete")
-                    if member.isfile():
+                    if member.isfile() and not member.name.rpartition("/")[2].startswith("."):
                         yield _Member(member.name, member.offset_data, member.size)
     except (OSError, tarfile.TarError) as error:
         raise InputError(f"{path} cannot be read as an uncompressed tar file ({error})") from error
@@ -146,18 +147,33 @@ def _examples(file: Path) -> Iterator[tuple[Path, _Member, str]]:
         if member.name.lower().endswith(IMAGE_SUFFIXES):
             images.append((f"{folder}/{key}", member, folder.rpartition("/")[2]))
         elif suffix in ("cls", "cls.txt", "json"):
-            with open(file, "rb") as content:
-                content.seek(member.start)
-                text = content.read(member.size).decode()
+            label = _label(file, member)
             if suffix == "json":
-                labels.setdefault(f"{folder}/{key}", str(json.loads(text).get("label", "")))
+                labels.setdefault(f"{folder}/{key}", label)
             else:
-                labels[f"{folder}/{key}"] = text.strip()
+                labels[f"{folder}/{key}"] = label
     for key, member, folder in images:
         label = labels.get(key) or ("" if labels else folder)
         if not label:
             raise InputError(f"{file}: {member.name} has no label; accepted: {Path(key).name}.cls beside it")
         yield file, member, label
+
+
+def _label(file: Path, member: _Member) -> str:
+    """The class in a label's file, a number or a name; "" if it names none."""
+    with open(file, "rb") as content:
+        content.seek(member.start)
+        data = content.read(member.size)
+    try:
+        label = data.decode()
+        if member.name.endswith(".json"):
+            label = json.loads(label).get("label")
+    except (ValueError, AttributeError):  # not UTF-8, no JSON, no object
+        label = False
+    if isinstance(label, bool) or not isinstance(label, str | int | None):
+        accepted = 'accepted: {"label": CLASS} in .json, CLASS in .cls, a number or a name in UTF-8'
+        raise InputError(f"{file}: {member.name} is no label; {accepted}")
+    return "" if label is None else str(label).strip()
 
 
 def _imagenet(path: Path) -> tuple[tuple[str, ...], dict[str, _Spans]]:
@@ -196,5 +212,5 @@ def _validation_wnids(devkit: Path) -> list[str]:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         return [wnid[int(line)] for line in truth.split()]
-    except (OSError, tarfile.TarError, KeyError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError, ValueError) as error:
         raise InputError(f"{devkit} cannot be read as ImageNet's development kit ({error})") from error

@@ -21,15 +21,20 @@ _MAX_STARTS = 2**31
 class Text:
     """A text that has been found: a file, or a folder with `train/` and `test/`; otherwise the last tenth is for testing."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, exclude: str | None = None):
         self._path = path
+        excluded = Path(exclude).resolve() if exclude else None
+        if excluded is not None and excluded == path.resolve():
+            raise InputError(
+                f"data.name: {path} is the run's own directory too; accepted: one elsewhere or inside it"
+            )
         if path.is_file():
             self._texts = _held_out_tenth(_Joined.of([path]))
         elif path.is_dir():
             if all((path / split).is_dir() for split in SPLITS):
-                self._texts = {split: _Joined.of(_files(path / split)) for split in SPLITS}
+                self._texts = {split: _Joined.of(_files(path / split, excluded)) for split in SPLITS}
             else:
-                self._texts = _held_out_tenth(_Joined.of(_files(path)))
+                self._texts = _held_out_tenth(_Joined.of(_files(path, excluded)))
         else:
             raise InputError(f"data.name: no file or folder {path}; accepted: text:PATH of one")
         for split, text in self._texts.items():
@@ -132,7 +137,10 @@ def _held_out_tenth(text: _Joined) -> dict[str, _Joined]:
     }
 
 
-def _files(folder: Path) -> list[Path]:
-    """All files below a folder but hidden ones, by path."""
-    parts = (path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file())
+def _files(folder: Path, excluded: Path | None) -> list[Path]:
+    """All files below a folder but hidden ones and those of the excluded folder, by path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    if excluded is not None:
+        files = (path for path in files if not path.resolve().is_relative_to(excluded))
+    parts = (path.relative_to(folder).parts for path in files)
     return sorted(folder.joinpath(*names) for names in parts if not any(name[0] == "." for name in names))

@@ -128,7 +128,7 @@ def _load(
 ) -> sources.Source:
     data = config.data
     if info.kind == "text":
-        return sources.load_text(data.name, use, length=config.model.num_positions)
+        return sources.load_text(data.name, use, length=config.model.num_positions, exclude=str(workdir))
     source = sources.load(
         data.name,
         {"train": data.train_split, "test": data.test_split}[use],

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, environment
+from PIL import Image as pillow
 
 from crate_jax import InputError
+from crate_jax import prepare as command
 from crate_jax.data import inspect, load, prepare, transforms
 
 CLASSES = ("n01440764", "n01443537", "n02084071")
@@ -91,9 +95,6 @@ def webdataset(folder: Path, root: Path) -> Path:
 
 
 def parquet(folder: Path, root: Path) -> Path:
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
     (root / "data").mkdir(parents=True)
     about = {"info": {"features": {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}}}
     for split in ("train", "validation"):
@@ -154,7 +155,6 @@ def test_array_record_gives_the_batches_of_what_it_was_made_from(folder, tmp_pat
 
 def bad_files(root: Path) -> Path:
     """One of each kind of file that ImageNet is known for, and unreadable ones."""
-    pillow = pytest.importorskip("PIL.Image")
     fill(root)
     place = root / "train" / CLASSES[0]
     pillow.new("CMYK", (40, 32), (0, 255, 255, 0)).save(place / "a_cmyk.JPEG", "JPEG")
@@ -244,12 +244,102 @@ def test_the_number_of_images_of_imagenet_is_known():
 
 
 def test_arrays_become_png(tmp_path):
-    done = prepare.prepare("digits", tmp_path / "records", num_processes=1)
-    assert done.splits["test"].written == 360
-    first, second = (load(name, "test") for name in ("digits", f"array_record:{tmp_path / 'records'}"))
-    for i in range(5):
+    images = np.random.default_rng(0).integers(256, size=(40, 8, 6), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(40) % 2)
+    arrays = f"npz:{tmp_path / 'data.npz'}"
+    done = prepare.prepare(arrays, tmp_path / "records", num_processes=1)
+    assert done.splits["test"].written == 8
+    first, second = (load(name, "test") for name in (arrays, f"array_record:{tmp_path / 'records'}"))
+    for i in range(8):
         decoded = transforms.decode(*second[i]["image"])
         np.testing.assert_array_equal(first[i]["image"], decoded)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--input=digits"], "--input: white is 16 in digits; accepted: images whose white is 255"),
+        (["--input=stdlib"], "--input: stdlib is text, read as it lies; accepted: labelled images"),
+        (["--input=npz:x", "--shard_mib=0"], "--shard_mib: found 0; accepted: above 0"),
+        (["--input=npz:x", "--shard_mib=nan"], "--shard_mib: found nan; accepted: above 0"),
+        (["--input=npz:x", "--processes=0"], "--processes: found 0; accepted: 1 or more"),
+    ],
+)
+def test_mistakes(flags, message, tmp_path):
+    with pytest.raises(InputError) as error:
+        command.main(["prepare", f"--output={tmp_path / 'records'}", *flags])
+    assert str(error.value) == message
+    assert not (tmp_path / "records").exists()
+
+
+def tar(root: Path, **members: bytes) -> str:
+    """A train and a val archive of two classes, and other members in the first one."""
+    root.mkdir()
+    for split in ("train", "val"):
+        with tarfile.open(root / f"{split}.tar", "w") as archive:
+            for i in range(2):
+                add(archive, f"{i}.cls", str(i).encode())
+                add(archive, f"{i}.jpg", photograph(i))
+            for name, content in members.items() if split == "train" else ():
+                add(archive, name, content)
+    return f"tar:{root}"
+
+
+def test_hidden_members_of_a_tar_are_ignored(tmp_path):
+    hidden = {"._0.jpg": b"", "./.2.jpg": b"x", "a/._3.json": b"\xff"}
+    assert inspect(tar(tmp_path / "tars", **hidden)).num_examples == {"train": 2, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("2.json", b"[1]", r"train\.tar: 2\.json is no label; accepted: \{\"label\": CLASS\}"),
+        ("2.json", b"{", r"train\.tar: 2\.json is no label"),
+        ("2.json", b'{"label": true}', r"train\.tar: 2\.json is no label"),
+        ("2.json", b'{"label": [1, 2]}', r"train\.tar: 2\.json is no label"),
+        ("2.cls", b"\xff\xfe", r"train\.tar: 2\.cls is no label"),
+        ("2.json", b'{"label": null}', r"train\.tar: 2\.jpg has no label; accepted: 2\.cls beside it"),
+        ("2.json", b"{}", r"train\.tar: 2\.jpg has no label"),
+    ],
+)
+def test_labels_that_are_none_are_named(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=message):
+        inspect(tar(tmp_path / "tars", **{"2.jpg": photograph(2), name: content}))
+
+
+@pytest.mark.parametrize("part", [0.02, 0.5])
+def test_a_truncated_development_kit_is_one_line(folder, tmp_path, part):
+    root = original_archives(folder, tmp_path / "tars")
+    devkit = root / "ILSVRC2012_devkit_t12.tar.gz"
+    content = devkit.read_bytes()
+    devkit.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(InputError, match=r"devkit_t12\.tar\.gz cannot be read as ImageNet's development kit"):
+        inspect(f"tar:{root}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            {"train": [0, 1], "validation": [-1, -1]},
+            "has labels in the splits: train; accepted: train and one of",
+        ),
+        ({"train": [], "test": [0, 1]}, "has labels in the splits: test; accepted"),
+        ({"train": [0, 1], "validation": [0, 1], "test": [-1, -1]}, None),
+        ({"train": [0, 1], "validation": [0, 1], "test": []}, None),
+    ],
+)
+def test_splits_of_parquet_without_labels_are_left_out(tmp_path, labels, message):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for split, values in labels.items():
+        images = pa.array([{"bytes": photograph(1), "path": "x"}] * len(values), kind)
+        table = pa.table({"image": images, "label": pa.array(values, pa.int64())})
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    if message is None:
+        assert inspect(f"parquet:{tmp_path}").num_examples == {"train": 2, "test": 2}
+    else:
+        with pytest.raises(InputError, match=message):
+            inspect(f"parquet:{tmp_path}")
 
 
 @pytest.mark.slow

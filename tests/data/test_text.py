@@ -44,6 +44,20 @@ def test_files_of_a_folder_stand_one_after_the_other(tmp_path):
     assert train[4]["text"].tobytes() == whole[4:24]
 
 
+def test_the_runs_own_folder_is_no_text(tmp_path):
+    name = write(tmp_path, a=b"x" * 100, run__metrics=b"y" * 50)
+    for given in (str(tmp_path / "run"), str(tmp_path / "run" / ".." / "run")):
+        assert sources.inspect(name, exclude=given).num_examples == {"train": 90, "test": 10}
+        assert len(sources.load_text(name, "train", length=10, exclude=given)) == 81
+    name = write(tmp_path, train__a=b"abc", train__run__b=b"y", test__a=b"xyz")
+    assert sources.inspect(name, exclude=str(tmp_path / "train" / "run")).num_examples == {
+        "train": 3,
+        "test": 3,
+    }
+    with pytest.raises(InputError, match="is the run's own directory too"):
+        sources.inspect(name, exclude=str(tmp_path))
+
+
 def test_a_folder_with_both_parts(tmp_path):
     name = write(tmp_path, train__a=b"abc", train__b=b"def", test__a=b"xyz")
     assert all_bytes(name, "test", 3) == b"xyz"
