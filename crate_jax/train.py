@@ -77,7 +77,12 @@ def benchmark(run: Run) -> None:
     """Measure the input pipeline alone, the training step alone, and both together; nothing is kept.
 
     The steps are those of the run, from its first parameters, in a workdir that is removed.
+
+    Raises:
+      InputError: several processes. Each would end by its own clock, and the others wait for its part of a step.
     """
+    if processes.several():
+        raise InputError(f"data.benchmark: found {jax.process_count()} processes; accepted: one")
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(run.mesh):
         trainer = Trainer(dataclasses.replace(run, workdir=Path(folder)))
         try:
@@ -114,8 +119,8 @@ class Trainer:
         # Held out, and the same at every reading: one batch while training, more at the end.
         self.sample = run.eval_batches(subset.spread(test, config.batch_size))
         self.large_sample = run.eval_batches(subset.spread(test, layerwise.MAX_EXAMPLES))
-        first = self.batches.batch(0)
-        self.abstract, lowered = program.lower(run, tx, first, log_steps=self.every["log"])
+        one = self.batches.example()
+        self.abstract, lowered = program.lower(run, tx, one, log_steps=self.every["log"])
         # Ahead of time: its memory is known before step 1.
         self.train_step = lowered.compile()
         self.eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
@@ -255,7 +260,14 @@ class Trainer:
         batch = shard_batch(self.batches.batch(step), self.run.mesh)
         key = jax.random.fold_in(jax.random.key(self.run.config.seed), step)
         where = steps.find_nonfinite(
-            self.run.model, self.run.task, current.params, current.ema, batch, key, self.run.mesh
+            self.run.model,
+            self.run.task,
+            current.params,
+            current.ema,
+            batch,
+            key,
+            self.run.mesh,
+            accumulate=self.run.config.accumulate,
         )
         self.checkpoints.wait()
         good = self.checkpoints.latest_step

@@ -60,6 +60,16 @@ class Batches:
         """
         return next(_stream(self._plan, [step], 0, 1))
 
+    def example(self) -> Batch:
+        """The first example of batch 0 as a batch of one, for shapes and types.
+
+        Raises:
+            InputError: its image is unreadable.
+        """
+        one = _Filling(1)
+        one.fill(self._plan, 0, range(1))
+        return one.arrays
+
     def iterate(self, start_step: int) -> Iterator[Batch]:
         """Yields batch(start_step), batch(start_step + 1), … without end, prepared ahead by threads.
 
@@ -112,11 +122,14 @@ def train(
         prefetch: batches kept ready or in the making.
 
     Raises:
-        InputError: an empty source, a negative seed or a batch size that the processes cannot share equally.
+        InputError: an empty source, a negative seed or number of threads, or a batch size that the processes cannot share
+            equally.
     """
     local_batch = _local_batch(source, batch_size, process_count)
     if seed < 0:
         raise InputError(f"seed is {seed}; accepted: 0 or more")
+    if num_threads is not None and num_threads < 0:
+        raise InputError(f"data.threads is {num_threads}; accepted: 0 or more")
     shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     order = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
     plan = _Training(

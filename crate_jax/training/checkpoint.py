@@ -57,8 +57,18 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.StandardSave(_as_dict(state)), metrics=metrics, force=True)
 
     def restore(self, abstract: TrainState, step: int) -> TrainState:
-        """The state at `step`, placed as `abstract` says."""
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(_as_dict(abstract)))
+        """The state at `step`, placed as `abstract` says.
+
+        Raises:
+          InputError: the checkpoint holds other arrays than `abstract`.
+        """
+        try:
+            restored = self._manager.restore(step, args=ocp.args.StandardRestore(_as_dict(abstract)))
+        except ValueError as error:  # Orbax compares the two in many lines.
+            raise InputError(
+                f"--workdir: the checkpoint of step {step} in {self.directory} holds another state (optimizer, ema_decay or "
+                "metrics changed?); start with the old settings or give another --workdir"
+            ) from error
         return TrainState(**restored)
 
     def restore_params(self, abstract_params: Any, step: int, *, averaged: bool) -> Any:

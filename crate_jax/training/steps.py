@@ -27,9 +27,6 @@ def loss_and_grad(
 
     `ema`, the averaged parameters, are those of the teacher if the task has one.
 
-    Slice i is every `accumulate`-th example from i on, so each device finds its part of every slice in its own part of
-    the batch and nothing moves.
-
     Returns:
       `((loss, metrics), grads)`.
     """
@@ -40,16 +37,25 @@ def loss_and_grad(
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate == 1:
         return grad_fn(params, batch, key)
-    slices = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), batch)
+    slices = _slices(batch, accumulate)
 
     def add(total, i):
-        part = grad_fn(params, jax.tree.map(lambda x: x[:, i], slices), jax.random.fold_in(key, i))
+        part = grad_fn(params, slices(i), jax.random.fold_in(key, i))
         return jax.tree.map(jnp.add, total, part), None
 
-    shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[:, 0], slices), key)
+    shapes = jax.eval_shape(grad_fn, params, slices(0), key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, jnp.arange(accumulate))
     return jax.tree.map(lambda x: x / accumulate, total)
+
+
+def _slices(batch: Batch, count: int) -> Callable[[int | jax.Array], Batch]:
+    """The slices of a batch by number: slice i is every `count`-th example from i on.
+
+    So each device finds its part of every slice in its own part of the batch and nothing moves.
+    """
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]), batch)
+    return lambda i: jax.tree.map(lambda x: x[:, i], split)
 
 
 def _loss(model: Model, task: Task, params, ema, batch: Batch, key: jax.Array):
@@ -118,21 +124,32 @@ def make_eval_step(model: Model, task: Task, mesh: Mesh) -> Callable:
     return jax.jit(step, out_shardings=replicated(mesh))
 
 
-def find_nonfinite(model: Model, task: Task, params, ema, batch: Batch, key: jax.Array, mesh: Mesh) -> str:
-    """Where the first non-finite number of a training step appears, in words, following the forward pass."""
+def find_nonfinite(
+    model: Model, task: Task, params, ema, batch: Batch, key: jax.Array, mesh: Mesh, *, accumulate: int = 1
+) -> str:
+    """Where the first non-finite number of a training step appears, in words, following the forward pass.
+
+    It looks at one slice of the batch after the other, as the step does: the whole may not fit.
+    """
 
     def finite(tree):
         return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
 
     @partial(jax.jit, out_shardings=replicated(mesh))
     def look(params, ema, batch):
-        output, trace = model.apply(
-            params,
-            task.inputs(batch),
-            trace=lambda report: {k: jnp.all(jnp.isfinite(v)) for k, v in report.items()},
-        )
-        (loss, _), grads = loss_and_grad(model, task, params, batch, key, ema=ema)
-        output_ok = jnp.all(jnp.stack(jax.tree.leaves(finite(output))))
+        slices = _slices(batch, accumulate)
+
+        def forward(i):
+            output, trace = model.apply(
+                params,
+                task.inputs(slices(i)),
+                trace=lambda report: {k: jnp.all(jnp.isfinite(v)) for k, v in report.items()},
+            )
+            return trace, jnp.all(jnp.stack(jax.tree.leaves(finite(output))))
+
+        seen = jax.lax.map(forward, jnp.arange(accumulate))
+        trace, output_ok = jax.tree.map(lambda ok: jnp.all(ok, axis=0), seen)
+        (loss, _), grads = loss_and_grad(model, task, params, batch, key, accumulate, ema)
         return finite(params), trace, output_ok, jnp.isfinite(loss), finite(grads)
 
     params_ok, trace_ok, output_ok, loss_ok, grads_ok = jax.device_get(look(params, ema, batch))

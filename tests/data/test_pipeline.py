@@ -48,6 +48,15 @@ def test_batch_has_the_contracted_shapes():
     np.testing.assert_array_equal(batch["label"], batch["index"] % 10)
 
 
+def test_an_example_has_the_shapes_of_a_batch():
+    """And nothing beside it is read."""
+    batches = train(Numbered(20), batch_size=6, seed=0)
+    first = batches.batch(0)
+    broken = tuple(int(i) for i in first["index"][1:])
+    one = train(Numbered(20, broken), batch_size=6, seed=0).example()
+    assert_equal(one, {name: values[:1] for name, values in first.items()})
+
+
 def test_batch_is_pure():
     make = lambda: train(Numbered(50), batch_size=8, seed=3, augment=Augment(shift=1.0))  # noqa: E731
     batches, steps = make(), [5, 0, 117, 5, 10**6]
@@ -198,6 +207,11 @@ def test_closing_stops_the_threads():
 def test_batches_can_be_sent_to_another_process():
     batches = train(Numbered(20), batch_size=4, seed=0, augment=Augment(shift=1.0))
     assert_equal(pickle.loads(pickle.dumps(batches)).batch(3), batches.batch(3))
+
+
+def test_a_negative_number_of_threads_is_refused():
+    with pytest.raises(InputError, match=r"data\.threads is -1; accepted: 0 or more"):
+        train(Numbered(20), batch_size=4, seed=0, num_threads=-1)
 
 
 @pytest.mark.parametrize("make", [lambda **kw: train(seed=0, **kw), evaluation])

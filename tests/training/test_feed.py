@@ -74,3 +74,9 @@ def test_the_benchmark_trains_nothing_and_leaves_nothing(tmp_path, monkeypatch, 
     out = capsys.readouterr().out
     for name in ("pipeline alone", "step alone", "together", "waiting for data"):
         assert name in out
+
+
+def test_the_benchmark_is_for_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("crate_jax.train.processes.several", lambda: True)
+    with pytest.raises(InputError, match=r"data\.benchmark: found \d+ processes; accepted: one"):
+        train(load_config({**TINY, "data.benchmark": True}), tmp_path / "run")

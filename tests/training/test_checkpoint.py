@@ -1,0 +1,41 @@
+"""A checkpoint and a state that is not the one it holds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from crate_jax import InputError
+from crate_jax.training.checkpoint import Checkpoints
+from crate_jax.training.state import TrainState
+
+
+def make(tx=None, *, ema: bool = False, metrics: tuple[str, ...] = ("loss",)) -> TrainState:
+    params = {"w": jnp.arange(6.0).reshape(3, 2)}
+    return TrainState(
+        jnp.int32(3),
+        params,
+        (tx or optax.adam(1e-3)).init(params),
+        params if ema else None,
+        {name: jnp.float32(0) for name in metrics},
+        jnp.bool_(False),
+    )
+
+
+def test_another_state_is_one_line(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(make(), 3, None)
+    checkpoints.wait()
+
+    def restore(state):
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        return checkpoints.restore(shapes, 3)
+
+    np.testing.assert_array_equal(restore(make()).params["w"], make().params["w"])
+    others = (make(optax.sgd(1e-3)), make(ema=True), make(metrics=()), make(metrics=("loss", "accuracy")))
+    for other in others:
+        with pytest.raises(InputError, match=r"the checkpoint of step 3 in .* holds another state") as error:
+            restore(other)
+        assert "\n" not in str(error.value)
+    checkpoints.close()
