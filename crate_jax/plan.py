@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 
 from absl import flags
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> None:
         return in_subprocess(described, overrides, values["topology"].value, machine.slices)
 
     plans = list(search(config, machine, compiled)) if values["search"].value else [compiled(config)]
+    if not plans:
+        raise InputError("--search: every candidate was refused, each for the reason above")
     best = max(plans, key=_worth)
     if values["json"].value:
         print(json.dumps(dataclasses.asdict(best)))
@@ -53,7 +56,8 @@ def main(argv: list[str]) -> None:
 def search(config: Config, machine: topologies.Topology, compiled) -> Iterator[Plan]:
     """For every mesh and remat policy the largest batch that fits, doubled or halved from the configuration's.
 
-    Memory falls from policy to policy, so the batch of one is where the next one begins.
+    Memory falls from policy to policy, so the batch of one is where the next one begins. What cannot be compiled is said on
+    stderr and left out.
     """
     meshes = [name for name in sharding.PRESETS if name != "hybrid" or machine.slices > 1]
     for mesh in meshes:
@@ -68,7 +72,7 @@ def search(config: Config, machine: topologies.Topology, compiled) -> Iterator[P
                 try:
                     tried = compiled(dataclasses.replace(candidate, batch_size=batch))
                 except InputError as error:
-                    console.print(f"{mesh}, {remat}, batch {batch}: {error}")
+                    print(f"{mesh}, {remat}, batch {batch}: {error}", file=sys.stderr)
                     break
                 yield tried
                 if tried.fits:

@@ -8,7 +8,10 @@ from jax.extend import core
 
 
 def matmul_flops(function, *arguments: Any) -> int:
-    """2 m n k of every matrix product, those of a scan as often as it runs; nothing is computed.
+    """2 m n k of every matrix product; nothing is computed.
+
+    Those of a scan count as often as it runs, those of a while loop, whose rounds are not known, once. Of a conditional's
+    branches the dearest counts.
 
     Args:
       function: any traceable function.
@@ -25,6 +28,9 @@ def _count(jaxpr: core.Jaxpr) -> int:
             left = equation.invars[0].aval.shape
             depth = math.prod(left[i] for i in contracted)
             total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+            continue
+        if equation.primitive.name == "cond":
+            total += max(_count(branch.jaxpr) for branch in equation.params["branches"])
             continue
         rounds = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         total += rounds * sum(_count(inner) for inner in _inner(equation.params))

@@ -1,6 +1,7 @@
 """What is read off a compiled program, the count of flops, the names of machines, and what a search tries."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,15 @@ def test_flops_of_a_scanned_layer_and_its_gradient():
     assert flops.matmul_flops(jax.grad(loss, argnums=(0, 1)), weights, x) == 4 * depth * one
 
 
+def test_flops_of_a_conditional_are_those_of_its_dearest_branch():
+    x = jnp.zeros((4, 4))
+    one = 2 * 4**3
+    branches = (lambda x: x, lambda x: x @ x @ x, lambda x: x @ x)
+    assert flops.matmul_flops(lambda x: jax.lax.switch(1, branches, x) @ x, x) == one + 2 * one
+    twice = lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x, x)  # noqa: E731
+    assert flops.matmul_flops(twice, x) == one
+
+
 @pytest.mark.parametrize("name", ["v4:2x2x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8", "h100:64", "h100:4"])
 def test_machines_by_name(name):
     machine = topology.parse(name)
@@ -159,6 +169,29 @@ def test_a_search_finds_the_largest_batch_with_the_least_recomputed():
     assert len(tried) == len(set(tried)), "nothing is compiled twice"
     assert not any(mesh == "hybrid" for mesh, _, _ in tried)
     assert dataclasses.is_dataclass(best)
+
+
+def test_a_search_prints_one_object_and_refusals_elsewhere(monkeypatch, capsys):
+    """Only one mesh can be compiled, then none."""
+    accepted = ["dp"]
+    fields = {field.name: 0 for field in dataclasses.fields(Plan)}
+
+    def compiled(config, *_):
+        if config["mesh"]["preset"] not in accepted:
+            raise InputError("mesh: refused")
+        return Plan(**{**fields, "remat": "none", "fits": True, "collectives": {}})
+
+    monkeypatch.setattr(plan, "in_subprocess", compiled)
+    monkeypatch.setattr(topology, "check_compiler", lambda machine: None)
+    monkeypatch.setattr(plan, "DOUBLINGS", 1)
+    command = ["plan", f"--config={ROOT / 'configs' / 'base.py'}", "--topology=v5e:2x2", "--search", "--json"]
+    plan.main(command)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["fits"] and "fsdp, none, batch" in err
+    accepted.clear()
+    with pytest.raises(InputError, match="--search: every candidate was refused"):
+        plan.main(command)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("file", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
