@@ -1,5 +1,6 @@
 """Several processes compute what one does, stop together, resume elsewhere, and end when one of them dies."""
 
+import contextlib
 import json
 import os
 import signal
@@ -23,7 +24,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def observe(out: Path, folder: Path, *meshes: str, count: int = 1, devices: int) -> dict[str, dict]:
+@pytest.fixture
+def started():
+    """Processes, each of a session of its own, that end with the test whatever it finds."""
+    processes: list[subprocess.Popen] = []
+    yield processes
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def observe(started, out: Path, folder: Path, *meshes: str, count: int = 1, devices: int) -> dict[str, dict]:
     """What observe_meshes.py finds on each mesh, run by `count` processes of so many devices."""
     arguments = [
         sys.executable,
@@ -33,17 +44,19 @@ def observe(out: Path, folder: Path, *meshes: str, count: int = 1, devices: int)
         *meshes,
     ]
     flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"] if count > 1 else []
-    started = [
+    here = [
         subprocess.Popen(
             [*arguments, *flags, *([f"--process_id={index}"] if flags else [])],
             cwd=ROOT,
             env=environment(devices),
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         for index in range(count)
     ]
-    for process in started:
+    started += here
+    for process in here:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     found: dict[str, dict] = {}
@@ -59,7 +72,7 @@ def relative(a, b) -> float:
 
 
 @pytest.mark.slow
-def test_processes_and_meshes_agree_and_resume_one_another(tmp_path):
+def test_processes_and_meshes_agree_and_resume_one_another(tmp_path, started):
     folder = tmp_path / "run"
     found = {}
     for name, meshes, count, devices in (
@@ -67,9 +80,8 @@ def test_processes_and_meshes_agree_and_resume_one_another(tmp_path):
         ("4 processes × 1", ["1x4x1"], 4, 1),
         ("1 process × 8", ["1x1x1", "4x1x1", "1x2x2", "2x2x2"], 1, 8),
     ):
-        for mesh, seen in observe(
-            tmp_path / "out.npz", folder, *meshes, count=count, devices=devices
-        ).items():
+        out = tmp_path / "out.npz"
+        for mesh, seen in observe(started, out, folder, *meshes, count=count, devices=devices).items():
             found[f"{name}: {mesh}"] = seen
     saved, one = found["2 processes × 2: 2x2x1"], found["1 process × 8: 1x1x1"]
     for name, seen in found.items():
@@ -84,7 +96,7 @@ def test_processes_and_meshes_agree_and_resume_one_another(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_end_together(tmp_path):
+def test_two_processes_stop_together_and_end_together(tmp_path, started):
     """SIGTERM on one saves on both at one step; started again, one is killed and the other does not wait for ever."""
     flags = [f"--config.{key}={value}" for key, value in TINY.items()]
     # Long enough that it never ends by itself.
@@ -95,8 +107,14 @@ def test_two_processes_stop_together_and_end_together(tmp_path):
         arguments = ["launch/local.sh", "--processes=2", "--devices=2", "--config=configs/base.py", *flags]
         env = {**environment(2), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         launcher = subprocess.Popen(
-            [*arguments, f"--workdir={tmp_path / 'run'}"], cwd=ROOT, env=env, stdout=log, stderr=log
+            [*arguments, f"--workdir={tmp_path / 'run'}"],
+            cwd=ROOT,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
+        started.append(launcher)
         deadline = time.monotonic() + 240
         while "step " not in (tmp_path / "log").read_text():
             assert launcher.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
