@@ -1,5 +1,6 @@
 """Run a study: train (and probe) its models one after the other, then draw what they say together."""
 
+import json
 import runpy
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from crate_jax import InputError
 from crate_jax.analysis import ablation, scaling
 from crate_jax.training import cli
 from crate_jax.training.console import console, wide_table
-from crate_jax.training.metrics import read_metrics
+from crate_jax.training.metrics import read_metrics, write_atomically
 
 # A study is read as its name says.
 ANALYSES = {"scaling": scaling, "ablation": ablation}
@@ -18,7 +19,9 @@ USAGE = "python -m crate_jax.report --config=configs/igpt.py:scaling --workdir=r
 
 
 def main(argv: list[str]) -> None:
-    """`--config=FILE.py:STUDY --workdir=DIR [--config.KEY=VALUE …]`; what is done already is not done again."""
+    """`--config=FILE.py:STUDY --workdir=DIR [--config.KEY=VALUE …]`; what is done already is not done again, and the changes
+    are those of the first start.
+    """
     flags = dict(argument.removeprefix("--").split("=", 1) for argument in argv[1:] if "=" in argument)
     unknown = [argument for argument in argv[1:] if not argument.startswith(("--config", "--workdir="))]
     if unknown or not {"config", "workdir"} <= set(flags):
@@ -34,6 +37,7 @@ def main(argv: list[str]) -> None:
     analysis = ANALYSES[study]
     changes = [argument for argument in argv[1:] if argument.startswith("--config.")]
     workdir, names = Path(flags["workdir"]), list(studies[study])
+    record(workdir, study, changes)
     for name in names:
         run = workdir / name
         if not is_trained(run):
@@ -45,6 +49,30 @@ def main(argv: list[str]) -> None:
     picture = analysis.write(rows, workdir)
     wide_table(f"{study}: {len(names)} runs", list(analysis.HEADERS), [row.cells() for row in rows])
     console.print(f"written: {picture}")
+
+
+def record(workdir: Path, study: str, changes: list[str]) -> None:
+    """Write `study.json` at the first start; later ones must be of the same study with the same changes.
+
+    Raises:
+      InputError: another study or other changes, which the runs that are done already would not have.
+    """
+    file, started = workdir / "study.json", {"study": study, "changes": sorted(changes)}
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir: {workdir} is a file; accepted: a folder, or a name for a new one")
+    if not file.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(started, indent=1) + "\n")
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"--workdir: {file} is not valid JSON ({error})") from None
+    if before != started:
+        texts = [" ".join([each["study"], *each["changes"]]) for each in (started, before)]
+        raise InputError(
+            f"--workdir: {workdir} was started otherwise: found {texts[0]}; accepted: {texts[1]}"
+        )
 
 
 def is_trained(run: Path) -> bool:

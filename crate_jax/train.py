@@ -242,17 +242,23 @@ class Trainer:
         return report / "layerwise.png"
 
     def _report_task(self, params, values: dict[str, float]) -> dict[str, str]:
-        """The task's own report, of a few examples: of several processes the first makes it, on one device of its own."""
-        run, mesh = self.run, self.run.mesh
+        """The task's own reports: of several processes the first makes them, on one device of its own."""
+        run, mesh, rows = self.run, self.run.mesh, {}
         if processes.several():
             mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-            params = jax.jit(lambda params: params, out_shardings=replicated(run.mesh))(params)
-            params = jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
-            if not processes.is_first():
-                return {}
+            if run.task.show is not None:
+                params = jax.jit(lambda params: params, out_shardings=replicated(run.mesh))(params)
+                params = jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
+        if not processes.is_first():
+            return rows
         with jax.set_mesh(mesh):
-            apply = partial(run.model.apply, params)
-            return run.task.report(apply, values, run.source("test"), run.workdir / "report")
+            if run.task.report is not None:
+                rows |= run.task.report(values, run.source("test"), run.workdir / "report")
+            if run.task.show is not None:
+                rows |= run.task.show(
+                    partial(run.model.apply, params), run.source("test"), run.workdir / "report"
+                )
+        return rows
 
     def _raise_nonfinite(self, current: state.TrainState) -> None:
         """The state stopped moving at the bad step, and the batch is a function of the step: look at it again."""
@@ -287,8 +293,7 @@ class Trainer:
         self.writer.write(int(current.step), {**values, "final": True})
         title = f"{self.run.model.config.family} on {self.run.info.name}"
         figures.losses(read_metrics(self.writer.path), self.run.workdir / "report" / "loss.png", title=title)
-        if self.run.task.report is not None:
-            rows |= self._report_task(current.eval_params, values)
+        rows |= self._report_task(current.eval_params, values)
         table("test set, last parameters", {**rows, "metrics": self.writer.path})
         return values
 

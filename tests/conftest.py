@@ -73,6 +73,20 @@ def tiny_config():
     return load_config(TINY)
 
 
+@pytest.fixture
+def compile_once(tmp_path):
+    """The second start of a run finds what the first one compiled."""
+    import jax
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path / "compiled"), 0.0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 def load_config(changes: dict, file: str = "configs/base.py", variant: str | None = None):
     """A config file with changes, as the command line would make it."""
     from ml_collections import config_flags  # noqa: F401  (the loader below is the flag's own)

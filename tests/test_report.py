@@ -60,6 +60,22 @@ def test_a_run_without_its_end_is_not_trained(tmp_path):
     assert not report.is_trained(tmp_path)
 
 
+def test_a_study_goes_on_as_it_was_started(tmp_path):
+    workdir = tmp_path / "new" / "study"
+    report.record(workdir, "ablation", ["--config.seed=1", "--config.batch_size=8"])
+    report.record(workdir, "ablation", ["--config.batch_size=8", "--config.seed=1"])
+    message = (
+        "was started otherwise: found ablation --config.seed=2; accepted: ablation --config.batch_size=8 "
+    )
+    with pytest.raises(InputError, match=message):
+        report.record(workdir, "ablation", ["--config.seed=2"])
+    with pytest.raises(InputError, match="was started otherwise: found scaling"):
+        report.record(workdir, "scaling", ["--config.batch_size=8", "--config.seed=1"])
+    assert [path.name for path in workdir.iterdir()] == ["study.json"]
+    with pytest.raises(InputError, match="is a file"):
+        report.record(workdir / "study.json", "ablation", [])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,5 +1,6 @@
 """Stopping and resuming, with real processes: the continued run is the uninterrupted one, bit for bit."""
 
+import dataclasses
 import signal
 import subprocess
 import time
@@ -7,25 +8,25 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import ROOT, command, environment, metrics, run
+from conftest import ROOT, command, environment, load_config, metrics, run
 
 pytestmark = pytest.mark.slow
 
 
-def final_arrays(workdir) -> list[np.ndarray]:
-    """Every array of the last checkpoint: parameters, optimiser, sums, step."""
+def final_arrays(workdir, last: int = 30) -> list[np.ndarray]:
+    """Every array of the last checkpoint: parameters, optimiser, average, sums, step."""
     import jax
 
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints")
     step = manager.latest_step()
-    assert step == 30
+    assert step == last
     return [
         np.asarray(leaf) for leaf in jax.tree.leaves(manager.restore(step, args=ocp.args.StandardRestore()))
     ]
 
 
-def assert_same_run(one, other):
-    for a, b in zip(final_arrays(one), final_arrays(other), strict=True):
+def assert_same_run(one, other, last: int = 30):
+    for a, b in zip(final_arrays(one, last), final_arrays(other, last), strict=True):
         np.testing.assert_array_equal(a, b)
     assert metrics(one) == metrics(other)
     assert metrics(one)[-1]["final"] is True
@@ -103,3 +104,21 @@ def test_a_finished_run_started_again_ends_the_same(untouched, tiny_flags):
     done = run([*command("train", f"--workdir={untouched}"), *tiny_flags])
     assert done.returncode == 0, done.stderr
     assert metrics(untouched) == before
+
+
+@pytest.mark.parametrize("file", ["configs/simdino.py", "configs/mae.py"])
+def test_a_teacher_and_masks_go_on_where_they_stopped(file, tmp_path, compile_once, monkeypatch):
+    """Views, masks and the teacher's momentum are functions of the step, so a run in two parts is the run in one."""
+    from crate_jax.train import train
+    from crate_jax.training import processes
+
+    lengths = {"total_steps": 4, "log_steps": 1, "eval_steps": 4, "checkpoint_steps": 4}
+    sizes = {"model.dim": 8, "model.depth": 1, "model.heads": 2, "model.head_dim": 4, "batch_size": 8}
+    config = load_config({**sizes, **lengths}, file)
+    config = dataclasses.replace(config, trace=None)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.StopSignals, "stop_after", lambda signals, step: step == 2)
+        assert train(config, tmp_path / "parts") is None
+    train(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", last=4)

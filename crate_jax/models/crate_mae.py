@@ -23,13 +23,16 @@ from crate_jax.models.stack import Stack, Trace
 
 # Of the norms that end the encoder and the decoder; those inside the blocks keep PyTorch's 1e-5.
 FINAL_NORM_EPS = 1e-6
+# Fields of a CRATE that stay as released: the decoder mirrors that form alone, and there is no head.
+RELEASED = ("output", "update", "attention", "compression_step", "learn_steps", "pool", "head_hidden")
 
 
 @dataclasses.dataclass(frozen=True)
 class CRATEMAEConfig(CRATEConfig):
     """All that determines a CRATE-MAE; `depth` is that of the encoder and, once more, of the decoder.
 
-    `mask_ratio` is the part of the patches that a mask hides. There are no classes.
+    `mask_ratio` is the part of the patches that a mask hides. There are no classes, and the fields in RELEASED cannot be
+    changed.
     """
 
     family: str = "crate_mae"
@@ -109,6 +112,10 @@ class CRATEMAE(nnx.Module):
     """
 
     def __init__(self, config: CRATEMAEConfig, rngs: nnx.Rngs):
+        for name in RELEASED:
+            found, accepted = getattr(config, name), getattr(CRATEMAEConfig, name)
+            if found != accepted:
+                raise InputError(f"model.{name}: found {found!r}; accepted for crate_mae: {accepted!r}")
         if config.image_size % config.patch_size:
             raise InputError(
                 f"model.patch_size: found {config.patch_size}, which does not divide "

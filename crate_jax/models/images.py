@@ -18,8 +18,8 @@ from crate_jax.models.stack import Stack, Trace
 class ImageConfig:
     """What every model of image patches has. `image_width=None`: images are as wide as they are high, `image_size`.
 
-    `head_hidden`: width of the two hidden layers of a `ProjectionHead`; 0 is a linear head. `pool`: what the head reads, a
-    class token or, without one, the mean of the tokens.
+    `head_hidden`: width of the two hidden layers of a `ProjectionHead`; 0 is a linear head. `pool`: what the head reads,
+    "class" a class token, "mean" the mean of the tokens, with no class token.
     """
 
     family: str = ""
@@ -74,7 +74,8 @@ class ImageConfig:
         patches that fit their height.
 
         Raises:
-          InputError: a requested image size that no suitable patch size divides.
+          InputError: a requested image size that no suitable patch size divides, or an image size set by the user that is
+            not the images'.
         """
         rows, size = self.grid[0], images.wanted_size or images.size
         sides = (size, images.wanted_width or size)
@@ -98,6 +99,14 @@ class ImageConfig:
                 )
         if any(side % patch for side in sides):
             raise InputError(f"model.patch_size: {patch} does not divide data.image_size {_pixels(sides)}")
+        for name, found, needed in (
+            ("image_size", self.image_size, size),
+            ("image_width", self.image_width or self.image_size, sides[1]),
+        ):
+            if name in images.fixed and found != needed:
+                raise InputError(
+                    f"model.{name}: found {found}; accepted: {needed}, that of the images (data.{name} changes both)"
+                )
         fitted = {"image_size": size, "image_width": images.wanted_width, "patch_size": patch}
         fitted |= {"channels": images.channels, "num_classes": images.num_classes}
         return dataclasses.replace(self, **fitted), size
@@ -169,8 +178,7 @@ class ImageClassifier(nnx.Module):
       config: an `ImageConfig`.
       embed, make_block, make_norm: each called with `dtype=` and `rngs=`; the module from images to tokens, one block, the
         norm before the head.
-      class_std, position_std: of the normal initial values; `class_std=None` is for a model without a class token, whose
-        head reads the mean of all tokens.
+      class_std, position_std: of the normal initial values.
     """
 
     def __init__(
@@ -182,7 +190,7 @@ class ImageClassifier(nnx.Module):
         make_block: Callable[..., nnx.Module],
         make_norm: Callable[..., nnx.Module],
         make_head: Callable[..., nnx.Module],
-        class_std: float | None,
+        class_std: float,
         position_std: float,
     ):
         height, width, _ = config.image_shape
@@ -192,14 +200,13 @@ class ImageClassifier(nnx.Module):
                 f"model.patch_size: found {config.patch_size}, which does not divide model.image_size {sides}"
             )
         choose("model.pool", config.pool, ("class", "mean"))
-        class_std = None if config.pool == "mean" else class_std
         dtype = resolve_dtype(config.dtype)
         self.config, self.dtype = config, dtype
         options = {"dtype": dtype, "rngs": rngs}
         self.patch_embed = embed(**options)
-        self.class_token = None if class_std is None else normal_param((config.dim,), class_std, rngs)
-        positions = config.num_tokens + (class_std is not None)
-        self.position_embedding = normal_param((positions, config.dim), position_std, rngs)
+        with_class = config.pool == "class"
+        self.class_token = normal_param((config.dim,), class_std, rngs) if with_class else None
+        self.position_embedding = normal_param((config.sequence_length, config.dim), position_std, rngs)
         self.blocks = Stack(
             lambda rngs: make_block(dtype=dtype, rngs=rngs),
             config.depth,

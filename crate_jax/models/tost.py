@@ -29,6 +29,7 @@ class ToSTConfig(ImageConfig):
     """All that determines a ToST. `layer_scale` is what γ₁ and γ₂ start from."""
 
     family: str = "tost"
+    pool: str = "mean"
     mlp_ratio: float = 4.0
     layer_scale: float = 1.0
 
@@ -97,7 +98,7 @@ class ToSTBlock(nnx.Module):
 
 
 class ToST(ImageClassifier):
-    """Image classifier: linear patch embedding, ToST blocks, LayerNorm and linear head on the mean of the tokens.
+    """Image classifier: linear patch embedding, ToST blocks, LayerNorm and linear head, by default on the mean of tokens.
 
     Called with images `[b, h, w, c]`; returns `(logits [b, num_classes] float32, trace)`.
     """
@@ -110,6 +111,6 @@ class ToST(ImageClassifier):
             make_block=partial(ToSTBlock, config),
             make_norm=partial(layer_norm, config.dim, eps=EPS),
             make_head=partial(Dense, (config.dim,), (config.num_classes,), stddev=0.0, use_bias=True),
-            class_std=None,
+            class_std=0.02,
             position_std=0.02,
         )

@@ -21,7 +21,9 @@ from crate_jax.training.state import TrainState, with_shardings
 
 def open_data(config: Config, workdir: Path) -> Run:
     """The data of `config` in the shape that its model, which exists already, takes; the model stays as it is."""
-    fixed = {f"model.{field.name}" for field in dataclasses.fields(config.model)}
+    # Images of another size than the model's are no mistake here: it sees them with interpolated positions.
+    names = {field.name for field in dataclasses.fields(config.model)} - {"image_size", "image_width"}
+    fixed = {f"model.{name}" for name in names}
     run = make_run(config, workdir, fixed)
     return dataclasses.replace(run, model=models.create(config.model))
 

@@ -1,7 +1,7 @@
 """Random views of images, on the device: crops of any size, colours and blur.
 
-Every view of every image has its own key: what is drawn depends on (seed, step, place in the batch, view) alone. Images are
-float `[b, h, w, c]` with values in [0, 1]; they are cut, mirrored, then changed in colour.
+Every view of every image has its own key, and what is drawn depends on that alone. Images are float `[b, h, w, c]` with
+values in [0, 1]; they are cut, mirrored, then changed in colour.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ ASPECT = 3 / 4
 # The released strengths of brightness, contrast and saturation, and the probability of any of them.
 JITTER, JITTER_PROBABILITY = (0.4, 0.4, 0.2), 0.8
 GREY_PROBABILITY = 0.2
-# Standard deviations of the blur, in pixels of 224.
+# Standard deviations of the blur, in units of `Kind.blur_unit`.
 BLUR = (0.1, 2.0)
 # Weights of red, green and blue in grey.
 LUMA = (0.299, 0.587, 0.114)
@@ -29,18 +29,19 @@ class Kind(NamedTuple):
       scale: smallest and largest share of the image's area.
       flip: mirror half of them.
       blur, solarise: probability of each.
+      blur_unit: what the blur's width is counted in, in pixels of the view.
     """
 
     size: int
     scale: tuple[float, float]
     flip: bool
     blur: float
+    blur_unit: float
     solarise: float
 
 
-def random_views(key: jax.Array, images: jax.Array, kind: Kind) -> jax.Array:
-    """A view of each image, `[b, size, size, c]` in [0, 1]."""
-    keys = jax.random.split(key, len(images))
+def random_views(keys: jax.Array, images: jax.Array, kind: Kind) -> jax.Array:
+    """A view of each image by its key `[b]`, `[b, size, size, c]` in [0, 1]."""
     return jax.vmap(partial(_view, kind=kind))(keys, images)
 
 
@@ -51,7 +52,7 @@ def _view(key: jax.Array, image: jax.Array, *, kind: Kind) -> jax.Array:
         view = jnp.where(jax.random.bernoulli(flip_key), view[:, ::-1], view)
     view = random_colors(color_key, view)
     if kind.blur:
-        view = _sometimes(blur_key, kind.blur, random_blur, view)
+        view = _sometimes(blur_key, kind.blur, partial(random_blur, unit=kind.blur_unit), view)
     if kind.solarise:
         view = _sometimes(solarise_key, kind.solarise, lambda _, x: jnp.where(x < 0.5, x, 1 - x), view)
     return view
@@ -96,10 +97,10 @@ def random_colors(key: jax.Array, image: jax.Array) -> jax.Array:
     return _sometimes(grey_key, GREY_PROBABILITY, lambda _, x: jnp.broadcast_to(grey(x), x.shape), image)
 
 
-def random_blur(key: jax.Array, image: jax.Array) -> jax.Array:
-    """A Gaussian blur of random width; at the border what lies inside counts."""
+def random_blur(key: jax.Array, image: jax.Array, unit: float) -> jax.Array:
+    """A Gaussian blur of random width, BLUR times `unit` pixels; at the border what lies inside counts."""
     size = image.shape[0]
-    width = jax.random.uniform(key, minval=BLUR[0], maxval=BLUR[1]) * size / 224
+    width = jax.random.uniform(key, minval=BLUR[0], maxval=BLUR[1]) * unit
     offsets = jnp.arange(size)[:, None] - jnp.arange(size)
     weights = jax.nn.softmax(-0.5 * (offsets / width) ** 2, axis=-1)
     return jnp.einsum("ij,jkc,lk->ilc", weights, image, weights)

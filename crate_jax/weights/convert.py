@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,11 +162,20 @@ def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> 
         for name, value in arrays.items()
         if not name.startswith(TRAINER_STATE)
     }
+    if heads < 1:
+        raise InputError(f"heads: found {heads}; accepted: 1 or more")
     table = FAMILIES[family].table
     try:
         config = FAMILIES[family].config(arrays, heads)
+    except InputError:
+        raise
     except KeyError as error:
         raise InputError(f"{family} checkpoint: no entry {error}; found {_some(arrays)}") from None
+    except (ValueError, IndexError):  # An array of another rank, where its shape says what the model is.
+        shapes = {name: f"{name} {array.shape}" for name, array in arrays.items()}
+        raise InputError(
+            f"{family} checkpoint does not fit: shapes of other ranks; found {_some(shapes.values())}"
+        ) from None
     abstract = _flat(models.create(config).abstract_params)
     flat, problems, used = {}, [], set()
     for entry in table:
@@ -194,12 +203,21 @@ def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> 
 
 
 def export(params: models.Params, family: str) -> dict[str, np.ndarray]:
-    """Our parameters under the released names; the inverse of `load`."""
+    """Our parameters under the released names; the inverse of `load`.
+
+    Raises:
+      InputError: an unknown family, or parameters that the released form has no place for or that it needs.
+    """
     if family not in FAMILIES:
         raise InputError(f"family: found {family!r}; accepted: {', '.join(FAMILIES)}")
-    flat = _flat(params)
+    flat, table = _flat(params), FAMILIES[family].table
+    ours = [entry.ours for entry in table]
+    problems = [f"no place for {name}" for name in flat if name not in ours]
+    problems += [f"no {name} here, which it needs" for name in ours if name not in flat]
+    if problems:
+        raise InputError(f"the released form of {family} does not fit: " + "; ".join(problems))
     out = {}
-    for entry in FAMILIES[family].table:
+    for entry in table:
         value = np.asarray(flat[entry.ours])
         if "{layer}" in entry.released:
             for layer, part in enumerate(value):
@@ -248,7 +266,7 @@ def _names(entry: tables.Entry, depth: int) -> list[str]:
     return [entry.released.format(layer=layer) for layer in range(depth)]
 
 
-def _some(arrays: Mapping[str, Any]) -> str:
+def _some(arrays: Collection[str]) -> str:
     return ", ".join(list(arrays)[:5]) + (", …" if len(arrays) > 5 else "")
 
 

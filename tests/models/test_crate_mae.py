@@ -108,6 +108,9 @@ def test_masks_hide_their_share():
         ({"mask_ratio": -0.5}, "model.mask_ratio: found -0.5"),
         ({"dim": 30}, "model.dim: found 30; accepted: multiples of 4"),
         ({"image_width": 16}, "model.image_width: found 16; accepted for crate_mae: none"),
+        ({"pool": "mean"}, "model.pool: found 'mean'; accepted for crate_mae: 'class'"),
+        ({"update": "derived"}, "model.update: found 'derived'; accepted for crate_mae: 'skip'"),
+        ({"learn_steps": True}, "model.learn_steps: found True; accepted for crate_mae: False"),
         ({"patch_size": 3}, "model.patch_size: found 3, which does not divide"),
     ],
 )

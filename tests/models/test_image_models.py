@@ -31,6 +31,7 @@ ALL = {
         (models.vit("small"), 22_050_664),
         (models.vit("base"), 86_567_656),
         (models.vit("large"), 304_326_632),
+        (models.tost("tiny"), 4_832_344),
         # Counted from the released PyTorch module, made without memory on the meta device.
         (models.crate_alpha("tiny"), 4_811_944),
         (models.crate_alpha("small"), 40_975_912),
@@ -227,6 +228,16 @@ def test_parameters_for_another_resolution(family):
     resized = models.at_resolution(params, config, larger)
     shapes = jax.tree.map(lambda leaf: leaf.shape, models.create(larger).abstract_params)
     assert jax.tree.map(lambda leaf: leaf.shape, resized) == shapes
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_class_token_is_there_where_the_head_reads_it(family):
+    assert models.ToSTConfig().pool == "mean"
+    for pool, tokens in (("class", 5), ("mean", 4)):
+        config = dataclasses.replace(ALL[family], pool=pool)
+        params = models.create(config).abstract_params
+        assert config.sequence_length == tokens == len(params["position_embedding"])
+        assert ("class_token" in params) == (pool == "class")
 
 
 def test_heads_must_divide_the_width():

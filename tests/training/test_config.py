@@ -102,6 +102,25 @@ def test_a_patch_size_given_by_hand_is_kept():
     assert (config.model.patch_size, config.model.num_tokens) == (4, 49)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"image_size": 16},
+            r"model.image_size: found 16; accepted: 28, .* \(data.image_size changes both\)",
+        ),
+        ({"image_width": 48}, r"model.image_width: found 48; accepted: 28"),
+    ],
+)
+def test_a_size_of_the_model_alone_is_refused(fields, message):
+    config = dataclasses.replace(base(), model=dataclasses.replace(base().model, **fields))
+    with pytest.raises(InputError, match=message):
+        fit_to_data(config, info(28), {f"model.{name}" for name in fields})
+    same = dataclasses.replace(base().model, image_size=28, patch_size=7)
+    fitted = fit_to_data(dataclasses.replace(base(), model=same), info(28), {"model.image_size"})
+    assert fitted.model.image_size == 28
+
+
 def test_an_image_size_given_by_hand_is_kept():
     config = base(data=dataclasses.replace(base().data, image_size=30, channels=1))
     fitted = fit_to_data(config, info(28, channels=3))

@@ -95,7 +95,11 @@ def test_guesses_without_a_model():
     guesses = nearest_patch(targets, mask)[0, :, 0]
     np.testing.assert_allclose(guesses, [2, 1, 1, 3, 2, 8, 3, 8, 8])
     two = np.stack([targets[0], targets[0] + 2])
-    np.testing.assert_array_equal(mean_patch(two, None)[1], targets[0] + 1)
+    both = mean_patch(two, np.ones((2, 9)))
+    np.testing.assert_array_equal(both[1], targets[0] + 1)
+    # Of each place only the images count where it is hidden.
+    one = mean_patch(two, np.array([[1] + [0] * 8, [1, 1] + [0] * 7]))
+    np.testing.assert_array_equal(one[0, :3, 0], [1, 3, 0])
 
 
 @pytest.mark.parametrize("task", ["masked_autoencoder", "autoencoder"])
@@ -107,7 +111,7 @@ def test_the_report_compares_and_draws(task, tmp_path):
         patches = images.reshape(-1, 2, 2, 2, 2, 1).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 4, 4)
         return (patches if task == "autoencoder" else normalise_patches(patches)), None
 
-    rows = make_task(config, PIXELS).report(perfect, {}, source, tmp_path)
+    rows = make_task(config, PIXELS).show(perfect, source, tmp_path)
     errors = json.loads((tmp_path / "reconstruction.json").read_text())["mean_squared_error"]
     assert errors["model"] == pytest.approx(0, abs=1e-6)
     assert errors["mean patch"] > 0.1

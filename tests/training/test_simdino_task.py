@@ -96,10 +96,26 @@ def test_evaluation_counts_what_is_not_masked():
         np.testing.assert_allclose(value, two[name], rtol=1e-5, err_msg=name)
 
 
+def test_views_of_evaluation_follow_the_place_in_the_split():
+    """Whatever else is in the batch: the features of a view's pixels are the same in another order."""
+    task, seen = make_task(CONFIG, PIXELS), []
+
+    def apply(images, **_):
+        seen.append(images)
+        return images[:, :4, :4].reshape(len(images), -1), None
+
+    task.evaluate(apply, BATCH)
+    task.evaluate(apply, {name: value[::-1] for name, value in BATCH.items()})
+    for one, other in zip(seen[:3], seen[3:], strict=True):
+        by_example = [views.reshape(4, -1) for views in (one, other)]
+        np.testing.assert_allclose(by_example[0], by_example[1][::-1], atol=1e-6)
+        assert not np.allclose(one[:2], one[2:4])
+
+
 def test_views_depend_on_their_keys_alone():
     images = jax.random.uniform(jax.random.key(0), (3, 12, 12, 3))
-    kind = views.Kind(8, (0.2, 0.8), True, 0.5, 0.5)
-    draw = jax.jit(lambda key, images: views.random_views(key, images, kind))
+    kind = views.Kind(8, (0.2, 0.8), True, 0.5, 0.1, 0.5)
+    draw = jax.jit(lambda key, images: views.random_views(jax.random.split(key, 3), images, kind))
     one = draw(jax.random.key(1), images)
     assert one.shape == (3, 8, 8, 3) and one.min() >= 0 and one.max() <= 1
     np.testing.assert_array_equal(one, draw(jax.random.key(1), images))
@@ -123,9 +139,19 @@ def test_a_crop_of_everything_is_the_image():
 
 def test_a_flat_image_stays_flat_under_blur_and_colours():
     flat = jnp.full((8, 8, 3), 0.4)
-    np.testing.assert_allclose(views.random_blur(jax.random.key(0), flat), flat, rtol=1e-5)
+    np.testing.assert_allclose(views.random_blur(jax.random.key(0), flat, 0.1), flat, rtol=1e-5)
     changed = views.random_colors(jax.random.key(1), flat)
     np.testing.assert_allclose(changed, jnp.broadcast_to(changed[0, 0], changed.shape), rtol=1e-5)
+
+
+def test_blurs_are_as_wide_in_every_view():
+    """A point far from the border spreads by 0.1 to 2 units of pixels, whatever the view's size."""
+    for size in (33, 65):
+        point = jnp.zeros((size, size, 1)).at[size // 2, size // 2].set(1)
+        blurred = views.random_blur(jax.random.key(3), point, 10.0)[..., 0]
+        variance = jnp.sum(blurred.sum(axis=1) * (jnp.arange(size) - size // 2) ** 2)
+        width = 10.0 * jax.random.uniform(jax.random.key(3), minval=0.1, maxval=2.0)
+        np.testing.assert_allclose(variance, width**2, rtol=1e-3)
 
 
 def test_the_average_slows_along_a_cosine():
@@ -151,6 +177,10 @@ def test_projection_head_and_pooling():
     [
         ({"model": models.IGPTConfig()}, "task: simdino needs features of images, .* 'igpt' does not"),
         ({"model": models.crate_mae("tiny")}, "simdino needs features of images, .* 'crate_mae' does not"),
+        (
+            {"model": dataclasses.replace(CONFIG.model, image_width=16)},
+            "data.image_width: found 16; accepted for task simdino: none",
+        ),
         ({"ema_decay": 0.0}, "ema_decay: found 0; accepted for task simdino"),
         (
             {"simdino": SimDINOConfig(local_size=5)},

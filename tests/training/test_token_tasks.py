@@ -11,8 +11,9 @@ import pytest
 
 from crate_jax import InputError, models
 from crate_jax.models.gpt import MASKED
-from crate_jax.training.config import Config
+from crate_jax.training.config import Config, DataConfig, RegularizerConfig
 from crate_jax.training.tasks import make_task
+from crate_jax.training.tasks import tokens as tokens_module
 from crate_jax.training.tokenizer import Pixels, dequantise, make_tokenizer, quantise, to_bytes
 
 GREY = Pixels(max_value=3)
@@ -156,7 +157,7 @@ def test_tokens_decode_to_images(colours):
 def test_the_report_names_every_coder(tmp_path, colours):
     images = np.random.default_rng(4).integers(0, 256, (5, 2, 2, 3)).astype(np.uint8)
     task = make_task(with_model("autoregressive", vocab_size=64), Pixels(255, colours))
-    rows = task.report(None, {"eval/loss": math.log(2)}, [{"image": image} for image in images], tmp_path)
+    rows = task.report({"eval/loss": math.log(2)}, [{"image": image} for image in images], tmp_path)
     report = json.loads((tmp_path / "code_length.json").read_text())
     assert report["code_length"]["model"] == pytest.approx(
         {"nats_per_token": math.log(2), "bits_per_pixel": 1.0, "bytes": 5 * 4 / 8}
@@ -166,3 +167,40 @@ def test_the_report_names_every_coder(tmp_path, colours):
     error = images.astype(float) - tokenizer.decode(np.asarray(tokenizer.encode(jnp.asarray(images))))
     assert report["palette"]["mse"] == pytest.approx(np.mean(error**2))
     assert "64 colours" in rows["palette"]
+
+
+def test_a_long_split_is_reported_by_a_part(tmp_path, colours, monkeypatch, capsys):
+    """Three of the seven examples, spread evenly, and as much of the model's code."""
+    monkeypatch.setattr(tokens_module, "REPORTED", 15)
+    images = np.random.default_rng(4).integers(0, 256, (7, 2, 2, 3)).astype(np.uint8)
+    task = make_task(with_model("autoregressive", vocab_size=64), Pixels(255, colours))
+    task.report({"eval/loss": math.log(2)}, [{"image": image} for image in images], tmp_path)
+    report = json.loads((tmp_path / "code_length.json").read_text())
+    assert (report["examples"], report["tokens"]) == (3, 12)
+    assert report["code_length"]["model"]["bytes"] == pytest.approx(12 / 8)
+    tokenizer = make_tokenizer(Pixels(255, colours), 64)
+    part = images[[0, 2, 4]]
+    error = part.astype(float) - tokenizer.decode(np.asarray(tokenizer.encode(jnp.asarray(part))))
+    assert report["palette"]["mse"] == pytest.approx(np.mean(error**2))
+    assert "3 test images of 4 tokens, spread over 7" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        (
+            "autoregressive",
+            {"data": DataConfig(mixup=0.8)},
+            "data.mixup: found 0.8; accepted for task auto.*: 0",
+        ),
+        ("joint", {"data": DataConfig(erase=0.25)}, "data.erase: found 0.25; .* in classify alone"),
+        (
+            "bert",
+            {"regularizer": RegularizerConfig(orthogonality=0.1)},
+            "regularizer.orthogonality: found 0.1; .* in classify and joint alone",
+        ),
+    ],
+)
+def test_settings_of_other_tasks_are_refused(task, changes, message):
+    with pytest.raises(InputError, match=message):
+        make_task(dataclasses.replace(with_model(task), **changes), GREY)

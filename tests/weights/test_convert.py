@@ -1,12 +1,13 @@
 """Released checkpoints: there and back, and every way a file can be wrong."""
 
+import dataclasses
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from crate_jax import InputError, weights
+from crate_jax import InputError, models, weights
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "crate_official.npz"
 
@@ -48,6 +49,7 @@ def test_all_that_is_wrong_is_said_at_once(released):
     [
         ("crete", 4, "family: found 'crete'; accepted: crate"),
         ("crate", 5, "heads: found 5; accepted: a divisor of 32"),
+        ("crate", 0, "heads: found 0; accepted: 1 or more"),
     ],
 )
 def test_names_and_numbers(released, family, heads, message):
@@ -60,6 +62,31 @@ def test_a_mapping_of_something_else():
         InputError, match=r"crate checkpoint: no entry 'to_patch_embedding.2.weight'; found a, b"
     ):
         weights.load({"a": np.zeros(1), "b": np.zeros(1)}, "crate", heads=4)
+
+
+@pytest.mark.parametrize("name", ["to_patch_embedding.2.weight", "pos_embedding", "mlp_head.1.weight"])
+def test_an_array_of_another_rank(released, name):
+    with pytest.raises(
+        InputError, match=r"crate checkpoint does not fit: shapes of other ranks; found pos_embedding"
+    ):
+        weights.load({**released, name: np.zeros(())}, "crate", heads=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"learn_steps": True}, "no place for blocks/blocks/compression_step"),
+        ({"output": "tied"}, "no blocks/blocks/mssa/output here, which it needs"),
+        ({"pool": "mean"}, "no class_token here"),
+        ({"head_hidden": 5}, "no place for head/mlp_in"),
+    ],
+)
+def test_what_the_released_form_does_not_have(released, changes, problem):
+    config, _ = weights.load(released, "crate", heads=4)
+    params = models.create(dataclasses.replace(config, **changes)).abstract_params
+    with pytest.raises(InputError, match=r"the released form of crate does not fit: ") as error:
+        weights.export(params, "crate")
+    assert problem in str(error.value)
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -1,7 +1,7 @@
 """Reconstruction of images by an encoder and a decoder: masked (He et al. 2022, Pai et al. 2024), and of the whole image."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from crate_jax.models.layers import patchify, unpatchify
 from crate_jax.training.config import Config
 from crate_jax.training.console import wide_table
 from crate_jax.training.metrics import write_atomically
-from crate_jax.training.tasks.base import Apply, Batch, Task, normalised_images
+from crate_jax.training.tasks.base import Apply, Batch, Task, fixed_keys, normalised_images
 from crate_jax.training.tokenizer import Pixels
 
 # Added to the variance of a patch: flat patches have none.
@@ -62,16 +62,14 @@ def masked_autoencoder(config: Config, pixels: Pixels) -> Task:
         total = jnp.sum(batch["mask"] * errors(apply, geometry.inputs(batch), noise))
         return {"loss": total, "count": jnp.sum(batch["mask"])}
 
-    def report(apply: Apply, values: Mapping[str, float], source: Source, folder: Path) -> dict[str, str]:
-        del values  # Of the whole split; those of the report are of its part.
-
+    def show(apply: Apply, source: Source, folder: Path) -> dict[str, str]:
         def look(images, indices):
             noise = fixed_noise(indices, tokens)
             return apply(images, noise=noise)[0], geometry.targets(images), random_mask(noise, ratio)
 
-        return _report(geometry, look, source, folder, masked=True)
+        return _show(geometry, look, source, folder, masked=True)
 
-    return Task(geometry.inputs, loss, evaluate, report)
+    return Task(geometry.inputs, loss, evaluate, show=show)
 
 
 def autoencoder(config: Config, pixels: Pixels) -> Task:
@@ -90,17 +88,15 @@ def autoencoder(config: Config, pixels: Pixels) -> Task:
         total = jnp.sum(batch["mask"] * errors(apply, geometry.inputs(batch)))
         return {"loss": total, "count": jnp.sum(batch["mask"])}
 
-    def report(apply: Apply, values: Mapping[str, float], source: Source, folder: Path) -> dict[str, str]:
-        del values
-
+    def show(apply: Apply, source: Source, folder: Path) -> dict[str, str]:
         def look(images, indices):
             del indices
             targets = geometry.targets(images)
             return apply(images)[0], targets, jnp.ones(targets.shape[:2])
 
-        return _report(geometry, look, source, folder, masked=False)
+        return _show(geometry, look, source, folder, masked=False)
 
-    return Task(geometry.inputs, loss, evaluate, report)
+    return Task(geometry.inputs, loss, evaluate, show=show)
 
 
 def patch_errors(prediction: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
@@ -121,14 +117,15 @@ def _moments(patches):
 
 def fixed_noise(indices: jax.Array, tokens: int) -> jax.Array:
     """Noise `[b, n]` that depends on the examples' places in the split and on nothing else."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), indices)
-    return jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(fixed_keys(indices))
 
 
 def mean_patch(targets: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The mean, at each place, over all images `[m, n, q]`, hidden or not: no constant prediction has a smaller error."""
-    del mask
-    return np.broadcast_to(targets.mean(axis=0), targets.shape)
+    """Mean at each place over the images `[m, n, q]` whose mask `[m, n]` is 1 there: no prediction that is the same for
+    all images has a smaller error.
+    """
+    count = np.maximum(mask.sum(axis=0), 1)[:, None]
+    return np.broadcast_to((mask[..., None] * targets).sum(axis=0) / count, targets.shape)
 
 
 def nearest_patch(targets: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -177,7 +174,7 @@ def _geometry(config: Config, pixels: Pixels, *, normalise: bool = True) -> _Geo
     return _Geometry(normalised_images(config, pixels), targets, to_picture, model.patch_size)
 
 
-def _report(geometry: _Geometry, look, source: Source, folder: Path, *, masked: bool) -> dict[str, str]:
+def _show(geometry: _Geometry, look, source: Source, folder: Path, *, masked: bool) -> dict[str, str]:
     """Errors next to those of guesses that need no model (`reconstruction.json`), and pictures (`reconstruction.png`)."""
     chosen = np.unique(np.linspace(0, len(source) - 1, min(len(source), REPORTED)).astype(int))
     run = jax.jit(lambda batch, indices: look(geometry.inputs(batch), indices))

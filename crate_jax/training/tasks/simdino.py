@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from crate_jax import InputError, objectives
 from crate_jax.training import augment
 from crate_jax.training.config import Config
-from crate_jax.training.tasks.base import Apply, Batch, Task, normalised_images
+from crate_jax.training.tasks.base import Apply, Batch, Task, fixed_keys, normalised_images
 from crate_jax.training.tokenizer import Pixels
 from crate_jax.training.views import Kind, random_views
 
@@ -23,8 +23,9 @@ def simdino(config: Config, pixels: Pixels) -> Task:
     z = f/‖f‖ is the model's output for a view, z̄ that of the teacher, whose parameters are the moving average of the model's
     and have no gradient; R_ε is the coding rate of a batch of n features of dimension d and γ = (d + n)/(d n), as released.
     The model may be any whose output is `[b, d]`: its classes are the features. Views are drawn on the device, anew for each
-    (seed, step, place in the batch). In evaluation they depend on the example's place in the split alone, and the model is
-    its own teacher.
+    (seed, step, place in the batch). In evaluation they depend on the example's place in the split alone, the model is its
+    own teacher, and the coding rate is that of an evaluation batch, averaged over batches by their examples: it depends on
+    the batch size.
     """
     options, model = config.simdino, config.model
     num_features = getattr(model, "num_classes", 0)
@@ -36,6 +37,10 @@ def simdino(config: Config, pixels: Pixels) -> Task:
     if not 0 < config.ema_decay < 1:
         raise InputError(
             f"ema_decay: found {config.ema_decay:g}; accepted for task simdino: between 0 and 1, the teacher's momentum"
+        )
+    if model.image_width not in (None, model.image_size):
+        raise InputError(
+            f"data.image_width: found {model.image_width}; accepted for task simdino: none (views are square)"
         )
     local_size = options.local_size or model.image_size
     if local_size % model.patch_size:
@@ -52,20 +57,26 @@ def simdino(config: Config, pixels: Pixels) -> Task:
             )
     sizes = (model.image_size, model.image_size, local_size)
     scales = (options.global_scale, options.global_scale, options.local_scale)
-    kinds = [Kind(*each) for each in zip(sizes, scales, [options.flip] * 3, BLUR, SOLARISE, strict=True)]
+    # Released blurs are as wide, in a view's own pixels, of local views of 96 as of global ones of 224.
+    unit = model.image_size / 224
+    kinds = [
+        Kind(size, scale, options.flip, blur, unit, solarise)
+        for size, scale, blur, solarise in zip(sizes, scales, BLUR, SOLARISE, strict=True)
+    ]
     mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
 
-    def views(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The two global views `[2, b, …]` and the local ones `[v, b, …]`, normalised."""
+    def views(batch: Batch, keys: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """The two global views `[b, 2, …]` of each image and the local ones `[b, v, …]`, normalised, by its key `[b]`."""
         images = batch["image"].astype(jnp.float32) / pixels.max_value
-        draw = lambda i, kind: random_views(jax.random.fold_in(key, i), images, kind)  # noqa: E731
+        fold = jax.vmap(jax.random.fold_in, (0, None))
+        draw = lambda i, kind: random_views(fold(keys, i), images, kind)  # noqa: E731
         wide = [draw(i, kind) for i, kind in enumerate(kinds[:2])]
         local = [draw(2 + i, kinds[2]) for i in range(options.local_views)]
         normalise = partial(augment.normalise, max_value=1, mean=mean, std=std)
-        return normalise(jnp.stack(wide)), normalise(jnp.stack(local)) if local else None
+        return normalise(jnp.stack(wide, axis=1)), normalise(jnp.stack(local, axis=1)) if local else None
 
-    def terms(apply: Apply, teacher: Apply, batch: Batch, view_key: jax.Array, mask: jax.Array, **train):
-        wide, local = views(batch, view_key)
+    def terms(apply: Apply, teacher: Apply, batch: Batch, view_keys: jax.Array, mask: jax.Array, **train):
+        wide, local = views(batch, view_keys)
         target = jax.lax.stop_gradient(unit_features(teacher, wide))
         student = unit_features(apply, wide, **train)
         seen = student if local is None else jnp.concatenate([student, unit_features(apply, local, **train)])
@@ -74,12 +85,12 @@ def simdino(config: Config, pixels: Pixels) -> Task:
     def loss(apply: Apply, batch: Batch, key: jax.Array, teacher: Apply):
         view_key, key = jax.random.split(key)
         mask = jnp.ones(len(batch["image"]))
-        aligned, expanded = terms(apply, teacher, batch, view_key, mask, train=True, key=key)
+        view_keys = jax.random.split(view_key, len(mask))
+        aligned, expanded = terms(apply, teacher, batch, view_keys, mask, train=True, key=key)
         return options.alignment * aligned - expanded, {"alignment": aligned, "coding_rate": expanded}
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
-        key = jax.random.fold_in(jax.random.key(0), batch["index"][0])
-        aligned, expanded = terms(apply, apply, batch, key, batch["mask"])
+        aligned, expanded = terms(apply, apply, batch, fixed_keys(batch["index"]), batch["mask"])
         count = jnp.sum(batch["mask"])
         sums = {"loss": options.alignment * aligned - expanded, "alignment": aligned, "coding_rate": expanded}
         return {**{name: count * value for name, value in sums.items()}, "count": count}
@@ -88,9 +99,10 @@ def simdino(config: Config, pixels: Pixels) -> Task:
 
 
 def unit_features(apply: Apply, views: jax.Array, **options) -> jax.Array:
-    """`[v, b, h, w, c]` → float32 `[v, b, d]`, each of length 1."""
+    """`[b, v, h, w, c]` → float32 `[v, b, d]`, each of length 1."""
+    # The batch is the outer axis of the merged one: a device's part of it stays where it is.
     features, _ = apply(views.reshape(-1, *views.shape[2:]), **options)
-    features = features.reshape(*views.shape[:2], -1)
+    features = jnp.swapaxes(features.reshape(*views.shape[:2], -1), 0, 1)
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-6)
 
 

@@ -18,11 +18,13 @@ from crate_jax.training.config import Config
 from crate_jax.training.console import wide_table
 from crate_jax.training.metrics import write_atomically
 from crate_jax.training.regularizer import make_regularizer
-from crate_jax.training.tasks.base import Apply, Batch, Task
+from crate_jax.training.tasks.base import Apply, Batch, Task, fixed_keys
 from crate_jax.training.tasks.classify import class_scores, class_sums, soft_targets
 from crate_jax.training.tokenizer import Pixels, Tokenizer, make_tokenizer
 
 MASK_PROBABILITY = 0.15
+# The final report looks at no more tokens, of examples spread evenly over the split: LZMA is slow.
+REPORTED = 2**24
 
 cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
@@ -70,8 +72,8 @@ def bert(config: Config, pixels: Pixels) -> Task:
 
     def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
         tokens = inputs(batch)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
-        masked = jax.vmap(lambda key: jax.random.bernoulli(key, MASK_PROBABILITY, tokens.shape[1:]))(keys)
+        draw = lambda key: jax.random.bernoulli(key, MASK_PROBABILITY, tokens.shape[1:])  # noqa: E731
+        masked = jax.vmap(draw)(fixed_keys(batch["index"]))
         total = jnp.sum(batch["mask"] * nats(apply, tokens, masked))
         bits = {f"bits_per_{pixels.unit}": total / math.log(2)}
         return {"loss": total, **bits, "count": jnp.sum(batch["mask"])}
@@ -139,30 +141,39 @@ def _inputs(tokenizer: Tokenizer) -> Callable[[Batch], jax.Array]:
     return lambda batch: tokenizer.encode(batch["text" if "text" in batch else "image"])
 
 
-def _all_tokens(tokenizer: Tokenizer, source: Source) -> np.ndarray:
-    """The tokens of every example, `[m, n]`."""
+def _reported(tokenizer: Tokenizer, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Examples spread evenly over the split, all or so many as have REPORTED tokens: their places `[m]`, tokens `[m, n]`."""
     encode = jax.jit(_inputs(tokenizer))
-    parts = np.array_split(np.arange(len(source)), -(-len(source) // 256))
-    examples = ([source[int(i)] for i in part] for part in parts)
+    length = jax.eval_shape(encode, {name: np.stack([value]) for name, value in source[0].items()}).shape[1]
+    count = min(len(source), max(1, REPORTED // length))
+    chosen = np.arange(count) * len(source) // count
+    examples = ([source[int(i)] for i in part] for part in np.array_split(chosen, -(-count // 256)))
     batches = ({name: np.stack([each[name] for each in part]) for name in part[0]} for part in examples)
-    return np.concatenate([np.asarray(encode(batch)) for batch in batches])
+    return chosen, np.concatenate([np.asarray(encode(batch)) for batch in batches])
+
+
+def _which(tokens: np.ndarray, source: Source, what: str) -> str:
+    """What a table is of, in words."""
+    part = (
+        "" if len(tokens) == len(source) else f", spread over {len(source):,}, of which the model's mean is"
+    )
+    return f"{len(tokens):,} test {what} of {tokens.shape[1]:,} tokens{part}"
 
 
 def _report_code_length(
     tokenizer: Tokenizer,
     pixels: Pixels,
     loss: str,
-    apply: Apply,
     values: Mapping[str, float],
     source: Source,
     folder: Path,
 ) -> dict[str, str]:
     """The test loss as a code length, next to those of ordinary coders on the same tokens.
 
-    Writes `code_length.json`. The model itself is not counted, nor is the palette.
+    Of more than REPORTED tokens the coders see a part; the model's mean is that of the whole split. Writes
+    `code_length.json`. The model itself is not counted, nor is the palette.
     """
-    del apply
-    tokens = _all_tokens(tokenizer, source)
+    chosen, tokens = _reported(tokenizer, source)
     bits = {
         "model": values[loss] * tokens.size / math.log(2),
         "order-0 entropy": baselines.order0_bits(tokens),
@@ -175,12 +186,11 @@ def _report_code_length(
         bits["png, a file an image"] = baselines.png_bits(seen)
         bits["png, one contact sheet"] = baselines.png_sheet_bits(seen)
     what = "windows of text" if pixels.text else "images"
-    title = f"code length of {len(tokens):,} test {what} of {tokens.shape[1]:,} tokens"
-    lengths = _table(title, bits, tokens.size, pixels.unit)
+    lengths = _table(f"code length of {_which(tokens, source, what)}", bits, tokens.size, pixels.unit)
     report = {"examples": len(tokens), "tokens": tokens.size, "code_length": lengths}
     rows = {"code length": str(folder / "code_length.json")}
     if pixels.colours is not None:
-        images = np.stack([source[i]["image"] for i in range(len(source))])
+        images = np.stack([source[int(i)]["image"] for i in chosen])
         mse = float(np.mean((images.astype(np.float64) - seen) ** 2))
         report["palette"] = {"mse": mse, "psnr_db": 10 * math.log10(255**2 / mse) if mse else math.inf}
         rows["palette"] = (
@@ -193,20 +203,18 @@ def _report_code_length(
 def _report_masked(
     tokenizer: Tokenizer,
     pixels: Pixels,
-    apply: Apply,
     values: Mapping[str, float],
     source: Source,
     folder: Path,
 ) -> dict[str, str]:
     """The test loss of a masked token next to the entropies of a token; writes `masked_prediction.json`."""
-    del apply
-    tokens = _all_tokens(tokenizer, source)
+    _, tokens = _reported(tokenizer, source)
     bits = {
         "model": values["eval/loss"] * tokens.size / math.log(2),
         "order-0 entropy": baselines.order0_bits(tokens),
         "order-1 entropy": baselines.order1_bits(tokens),
     }
-    title = f"a masked {pixels.unit} of {len(tokens):,} test examples of {tokens.shape[1]:,} tokens"
+    title = f"a masked {pixels.unit} of {_which(tokens, source, 'examples')}"
     lengths = _table(title, bits, tokens.size, pixels.unit)
     for length in lengths.values():
         del length["bytes"]  # Tokens that are predicted from each other are no code.
