@@ -29,7 +29,7 @@ SMALL = {
     "vocab_size": 512,
 }
 NUM_CLASSES = 3
-# What no gradient reaches: CRATE-MAE's positions and its released but unread projection, and its class token of the mask
+# What no gradient reaches: CRATE-MAE's positions and its released but unread projection, and its mask token
 # where nothing is hidden.
 STILL = {
     "crate_mae": {"position_embedding", "decoder_position_embedding", "decoder_projection"},
