@@ -7,18 +7,15 @@ Own images instead: --config.data.name=folder:PATH.
 """
 
 from crate_jax import models
-from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choose, epochs
+from crate_jax.training import recipes
+from crate_jax.training.config import Config, choose
 
 
 def digits() -> Config:
-    return Config(
-        model=models.CRATEConfig(
+    return recipes.digits(
+        models.CRATEConfig(
             image_size=8, patch_size=4, channels=1, num_classes=10, dim=96, depth=6, heads=4, head_dim=24
-        ),
-        batch_size=64,
-        total=epochs(120),
-        data=DataConfig(name="digits", shift=0.75),
-        optimizer=OptimizerConfig(name="lion", lr=5e-4, weight_decay=0.05, clip_norm=1.0),
+        )
     )
 
 

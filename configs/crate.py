@@ -34,9 +34,9 @@ import dataclasses
 from functools import partial
 
 from crate_jax import models
+from crate_jax.training import recipes
 from crate_jax.training.config import (
     Config,
-    DataConfig,
     Duration,
     OptimizerConfig,
     RegularizerConfig,
@@ -47,51 +47,11 @@ from crate_jax.training.config import (
 
 
 def cifar10() -> Config:
-    return Config(
-        model=models.crate("tiny", image_size=32, patch_size=4, num_classes=10),
-        batch_size=128,
-        total=epochs(100),
-        warmup=epochs(5),
-        log=percent(0.1),
-        eval=epochs(5),
-        checkpoint=epochs(5),
-        trace=epochs(5),
-        data=DataConfig(
-            name="tfds:cifar10",
-            image_size=32,
-            channels=3,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            flip=True,
-            crop_padding=4,
-        ),
-        optimizer=OptimizerConfig(name="lion", lr=2e-4, weight_decay=0.5, clip_norm=1.0),
-    )
+    return recipes.cifar10(models.crate("tiny", image_size=32, patch_size=4, num_classes=10))
 
 
 def imagenet(size: str) -> Config:
-    return Config(
-        model=models.crate(size),
-        batch_size=2048,
-        label_smoothing=0.1,
-        total=epochs(150),
-        warmup=epochs(5),
-        log=percent(0.1),
-        eval=epochs(1),
-        checkpoint=epochs(1),
-        trace=epochs(5),
-        data=DataConfig(
-            name="array_record:data/imagenet",
-            image_size=224,
-            channels=3,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            eval_resize=256,
-            crop_scale=(0.08, 1.0),
-            flip=True,
-        ),
-        optimizer=OptimizerConfig(name="lion", lr=2.4e-4, weight_decay=0.5),
-    )
+    return recipes.imagenet(models.crate(size))
 
 
 def released(size: str) -> Config:

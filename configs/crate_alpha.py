@@ -21,67 +21,34 @@ import dataclasses
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choose, epochs, percent
+from crate_jax.training import recipes
+from crate_jax.training.config import Config, OptimizerConfig, choose, epochs
 
 
 def digits() -> Config:
-    return Config(
-        model=models.CRATEAlphaConfig(
+    return recipes.digits(
+        models.CRATEAlphaConfig(
             image_size=8, patch_size=4, channels=1, num_classes=10, dim=54, depth=6, heads=3
-        ),
-        batch_size=64,
-        total=epochs(120),
-        data=DataConfig(name="digits", shift=0.75),
-        optimizer=OptimizerConfig(name="lion", lr=5e-4, weight_decay=0.05, clip_norm=1.0),
+        )
     )
 
 
 def cifar10() -> Config:
-    return Config(
-        model=models.crate_alpha("tiny", image_size=32, patch_size=4, num_classes=10),
-        batch_size=128,
-        total=epochs(100),
-        warmup=epochs(5),
-        log=percent(0.1),
-        eval=epochs(5),
-        checkpoint=epochs(5),
-        trace=epochs(5),
-        data=DataConfig(
-            name="tfds:cifar10",
-            image_size=32,
-            channels=3,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            flip=True,
-            crop_padding=4,
-        ),
+    return recipes.cifar10(
+        models.crate_alpha("tiny", image_size=32, patch_size=4, num_classes=10),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
     )
 
 
 def imagenet21k(size: str) -> Config:
-    return Config(
-        model=models.crate_alpha(size, num_classes=19167, remat="dots"),
+    return recipes.imagenet(
+        models.crate_alpha(size, num_classes=19167, remat="dots"),
         batch_size=4096,
         label_smoothing=0.0,
         total=epochs(91),
         warmup=epochs(10),
-        log=percent(0.1),
-        eval=epochs(1),
-        checkpoint=epochs(1),
         trace=None,
-        data=DataConfig(
-            name="array_record:data/imagenet21k",
-            image_size=224,
-            channels=3,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            crop_scale=(0.08, 1.0),
-            eval_resize=256,
-            flip=True,
-            mixup=0.8,
-            cutmix=1.0,
-        ),
+        data=recipes.imagenet_data(name="array_record:data/imagenet21k", mixup=0.8, cutmix=1.0),
         optimizer=OptimizerConfig(name="adamw", lr=8e-4, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
     )
 

@@ -23,7 +23,8 @@ Hardware: one 80 GB GPU for base; accumulate=4 where memory is short. Not run he
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choose, epochs, percent
+from crate_jax.training import recipes
+from crate_jax.training.config import Config, OptimizerConfig, choose, epochs, percent
 
 # Dataset: TFDS name, training split, classes, epochs. Flowers' published splits put the validation images to training.
 DATASETS = {
@@ -47,17 +48,8 @@ def finetune(dataset: str, size: str) -> Config:
         eval=percent(5),
         checkpoint=percent(5),
         trace=percent(20),
-        data=DataConfig(
-            name=f"tfds:{name}",
-            train_split=split,
-            image_size=224,
-            channels=3,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            eval_resize=256,
-            flip=True,
-            crop_padding=28,
-            randaugment=(2, 14),
+        data=recipes.imagenet_data(
+            name=f"tfds:{name}", train_split=split, crop_scale=(), crop_padding=28, randaugment=(2, 14)
         ),
         optimizer=OptimizerConfig(name="adamw", lr=5e-5, weight_decay=0.01, b2=0.999),
         init_from=f"runs/crate-{size}",

@@ -23,6 +23,7 @@ import dataclasses
 from functools import partial
 
 from crate_jax import models
+from crate_jax.training import recipes
 from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choose, epochs, percent
 
 
@@ -57,15 +58,7 @@ def cifar10() -> Config:
         total=epochs(400),
         warmup=epochs(20),
         log=percent(0.1),
-        data=DataConfig(
-            name="tfds:cifar10",
-            image_size=32,
-            channels=3,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            flip=True,
-            crop_padding=4,
-        ),
+        data=recipes.cifar10_data(),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, b1=0.9, b2=0.95),
     )
 
@@ -81,16 +74,7 @@ def imagenet(size: str) -> Config:
         eval=epochs(20),
         checkpoint=epochs(1),
         trace=epochs(20),
-        data=DataConfig(
-            name="array_record:data/imagenet",
-            image_size=224,
-            channels=3,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            eval_resize=256,
-            crop_scale=(0.2, 1.0),
-            flip=True,
-        ),
+        data=recipes.imagenet_data(crop_scale=(0.2, 1.0)),
         optimizer=OptimizerConfig(name="adamw", lr=3e-5, weight_decay=0.1, b1=0.9, b2=0.95),
     )
 

@@ -13,7 +13,7 @@ Variants (--config=configs/simdino.py:VARIANT):
               1, gradients clipped to 3. Published: k-NN 74.9 %, linear 77.3 %; 1.5 days on 8 GPUs of 40 GB. Not run here.
               Differences: weight decay stays at 0.04 where the released one grows to 0.4; no stochastic depth and no
               change of hue; the coding rate is that of the whole batch, not of each device's part; views are cut from the
-              centre square of the image, reduced to 224 px. Data: folder:PATH with train/nXXXXXXXX/* and val/nXXXXXXXX/*.
+              centre square of the image, reduced to 224 px. Data: ImageNet as crate_jax.prepare writes it (docs/data.md).
     imagenet_crate
               CRATE-B in its place
 """
@@ -21,6 +21,7 @@ Variants (--config=configs/simdino.py:VARIANT):
 import dataclasses
 
 from crate_jax import models
+from crate_jax.training import recipes
 from crate_jax.training.config import (
     Config,
     DataConfig,
@@ -84,13 +85,8 @@ def imagenet_crate() -> Config:
         eval=epochs(5),
         checkpoint=epochs(1),
         trace=epochs(10),
-        data=DataConfig(
-            name="folder:data/imagenet",
-            image_size=224,
-            channels=3,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-        ),
+        # The views are cut on the device.
+        data=recipes.imagenet_data(eval_resize=None, crop_scale=(), flip=False),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.04, b1=0.9, b2=0.999, clip_norm=3.0),
         simdino=SimDINOConfig(local_views=10, local_size=96),
     )

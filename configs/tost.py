@@ -16,67 +16,31 @@ Variants (--config=configs/tost.py:VARIANT):
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choose, epochs, percent
+from crate_jax.training import recipes
+from crate_jax.training.config import Config, OptimizerConfig, choose, epochs
 
 
 def digits() -> Config:
-    return Config(
-        model=models.ToSTConfig(
-            image_size=8, patch_size=2, channels=1, num_classes=10, dim=48, depth=6, heads=4
-        ),
-        batch_size=64,
+    return recipes.digits(
+        models.ToSTConfig(image_size=8, patch_size=2, channels=1, num_classes=10, dim=48, depth=6, heads=4),
         total=epochs(60),
-        data=DataConfig(name="digits", shift=0.75),
         optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.05, clip_norm=1.0),
     )
 
 
 def cifar10() -> Config:
-    return Config(
-        model=models.tost("tiny", image_size=32, patch_size=2, num_classes=10),
-        batch_size=128,
-        total=epochs(100),
-        warmup=epochs(5),
-        log=percent(0.1),
-        eval=epochs(5),
-        checkpoint=epochs(5),
-        data=DataConfig(
-            name="tfds:cifar10",
-            image_size=32,
-            channels=3,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            flip=True,
-            crop_padding=4,
-        ),
+    return recipes.cifar10(
+        models.tost("tiny", image_size=32, patch_size=2, num_classes=10),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, b2=0.999, clip_norm=1.0),
     )
 
 
 def imagenet(size: str) -> Config:
-    return Config(
-        model=models.tost(size),
+    return recipes.imagenet(
+        models.tost(size),
         batch_size=1024,
-        label_smoothing=0.1,
         total=epochs(400),
-        warmup=epochs(5),
-        log=percent(0.1),
-        eval=epochs(1),
-        checkpoint=epochs(1),
-        data=DataConfig(
-            name="array_record:data/imagenet",
-            image_size=224,
-            channels=3,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            crop_scale=(0.08, 1.0),
-            eval_resize=224,
-            flip=True,
-            randaugment=(2, 9),
-            mixup=0.8,
-            cutmix=1.0,
-            erase=0.25,
-        ),
+        data=recipes.imagenet_data(eval_resize=224, randaugment=(2, 9), mixup=0.8, cutmix=1.0, erase=0.25),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, b2=0.999),
     )
 
