@@ -1,17 +1,20 @@
-"""iGPT against Hugging Face's ImageGPT and against sampling without a cache, side by side in one process on this machine.
+"""iGPT against Hugging Face's ImageGPT and against sampling without a cache, side by side in one run on this machine.
 
     python benchmarks/igpt.py [--depth=24 --batch=16 --sample_steps=32 --repeats=3 --output=FILE.json]
 
 Weights are random, of iGPT-S's shape (512 wide, 8 heads, 1,024 positions), float32. Sampling is timed a row of pixels at a
 time at several prefix lengths, fitted by a polynomial, and the time of all 1,024 tokens follows: for our cache linear in the
 length of its stage, for Hugging Face's linear in that of the prefix, without a cache quadratic in it. Training is one step
-(loss, gradients, Adam) on whole images, the layers unrolled. Without torch and transformers their columns are left out.
-`cpu` is processor time, which other programs on the machine disturb less than `wall` time. On a machine that is not idle
-give each a thread, OMP_NUM_THREADS=1 PJRT_NPROC=1: PyTorch's threads wait for one another by spinning, which counts as
-processor time.
+(loss, gradients, Adam) on whole images, the layers unrolled, each library in processes of its own, by turns: in one process
+the memory that PyTorch gives back makes our step's page faults five times as dear (user time the same, 5 s of system time
+more). Without torch and transformers their columns are left out. `cpu` is processor time, which other programs on the
+machine disturb less than `wall` time. On a machine that is not idle give each a thread, OMP_NUM_THREADS=1 PJRT_NPROC=1:
+PyTorch's threads wait for one another by spinning, which counts as processor time.
 """
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +41,9 @@ POSITIONS = flags.DEFINE_integer("positions", 1024, "Tokens of an image.")
 SAMPLE_STEPS = flags.DEFINE_integer("sample_steps", 32, "Tokens timed at a time.")
 REPEATS = flags.DEFINE_integer("repeats", 3, "Each is timed so often, in turn; the median counts.")
 OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the figures.")
+TRAIN = flags.DEFINE_string(
+    "train", None, "Used by the program itself: time the training of this one, print it, end."
+)
 
 
 def clock() -> np.ndarray:
@@ -76,7 +82,7 @@ class Ours:
         self.sampler = sampling.make_sampler(self.model, SAMPLE_STEPS.value, sampling.Draw())
         self.states = {}
         self.uncached = jax.jit(lambda params, tokens: self.model.apply(params, tokens)[0][:, -1])
-        self.optimizer = optax.adam(1e-3, b2=0.95)
+        self.optimizer, self.moments = optax.adam(1e-3, b2=0.95), None
         self.train_step = jax.jit(self._train_step, donate_argnums=(0, 1))
 
     def draw(self, length: int) -> np.ndarray:
@@ -97,11 +103,11 @@ class Ours:
         """Seconds of the whole forward pass that one more token costs without a cache."""
         return timed(lambda: self.uncached(self.params, self.tokens[:, :length]).block_until_ready())
 
-    def start_training(self):
-        self.trained = jax.tree.map(jnp.copy, self.params)
-        self.moments = jax.jit(self.optimizer.init)(self.trained)
-
     def train(self) -> np.ndarray:
+        if self.moments is None:
+            self.trained = jax.tree.map(jnp.copy, self.params)
+            self.moments = jax.jit(self.optimizer.init)(self.trained)
+
         def run():
             batch = self.tokens[: TRAIN_BATCH.value]
             self.trained, self.moments, loss = self.train_step(self.trained, self.moments, batch)
@@ -209,7 +215,21 @@ def measure_sampling(ours: Ours, other: "HuggingFace | None") -> dict[str, np.nd
     return totals
 
 
+def train(name: str) -> np.ndarray:
+    """(wall, cpu) seconds of a training step, the median of three after a first one."""
+    engine = {"ours": Ours, "hugging face": HuggingFace}[name]()
+    return np.median([engine.train() for _ in range(4)][1:], axis=0)
+
+
+def train_in_process(name: str) -> np.ndarray:
+    command = [sys.executable, *sys.argv, f"--train={name}"]
+    return np.array(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+
+
 def main(_):
+    if TRAIN.value:
+        print(json.dumps(train(TRAIN.value).tolist()))
+        return
     threads = torch.get_num_threads() if torch else None
     other = HuggingFace() if torch else None
     ours = Ours()
@@ -218,12 +238,9 @@ def main(_):
         flush=True,
     )
     sampled = measure_sampling(ours, other)
-    ours.start_training()
-    functions = {"ours": ours.train}
+    functions = {"ours": lambda: train_in_process("ours")}
     if other:
-        functions["hugging face"] = other.train
-    for function in functions.values():
-        function()  # Compilation, allocation.
+        functions["hugging face"] = lambda: train_in_process("hugging face")
     trained = in_turn(functions)
     report = {"depth": DEPTH.value, "batch": BATCH.value, "threads": threads, "sampling": {}, "training": {}}
     print(f"\nsampling {BATCH.value} images of {POSITIONS.value} tokens (seconds; times as long as ours)")
