@@ -11,7 +11,6 @@ fit in memory quick to read, and, written last, `manifest.json`. The folder may 
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import numpy as np
 
 import crate_jax
 from crate_jax import InputError
+from crate_jax.data import files
 from crate_jax.data.sources import Source
 from crate_jax.models import Params
 from crate_jax.training.console import progress
@@ -189,13 +189,8 @@ def _chunk(directory: Path, kind: str, start: int) -> Path:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """Write an array under a temporary name and rename it: a half-written chunk never looks whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with files.whole(path) as file:
         np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _data_identity(extractor: Extractor, source: Source) -> dict[str, Any]:

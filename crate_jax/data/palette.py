@@ -3,12 +3,12 @@
 A palette is float32 `[k, 3]`, RGB in [−1, 1], as the cluster files released with iGPT; it lies in a .npy file.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from crate_jax import InputError
+from crate_jax.data import files
 from crate_jax.data.dataset import Source
 
 # Enough for a stable palette: about a thousand pixels a colour and images from all over the dataset.
@@ -69,10 +69,6 @@ def load(path: Path) -> np.ndarray:
 
 
 def save(colours: np.ndarray, path: Path) -> None:
-    """Writes a palette under a temporary name and renames it: it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    """Writes a palette, whole or not at all."""
+    with files.whole(path) as file:
         np.save(file, colours)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,33 +1,25 @@
 """Writing a dataset as array_record, in the form of TensorFlow datasets, so that Grain and TFDS read it too.
 
-A shard is a function of the dataset and its number alone, so processes write them in any order and a preparation that was
-killed goes on with the shards that are missing. A shard gets its name when it is complete and on disk, and
-``dataset_info.json``, without which the folder is not read, is written last.
+A shard gets its name when it is complete and on disk, see `shards`, and ``dataset_info.json``, without which the folder is
+not read, is written last.
 """
 
 import contextlib
 import dataclasses
-import gc
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crate_jax import InputError
-from crate_jax.data import sources, transforms
+from crate_jax.data import files, sources, transforms
 from crate_jax.data.dataset import Source
-from crate_jax.data.pipeline import usable_cores
+from crate_jax.data.shards import Progress, Shard, encoded, silent, write_missing
 
 PLAN, REPORT, FINISHED = "prepare.json", "prepared.json", "dataset_info.json"
 _NAME = "images"  # The dataset's name in the files' names.
@@ -35,16 +27,6 @@ _NAME = "images"  # The dataset's name in the files' names.
 _SHARD_RECORDS = 4096
 # ImageNet-1K has so many images; 1,000 classes with such names are taken for it.
 _IMAGENET = {"train": 1_281_167, "val": 50_000, "test": 50_000, "validation": 50_000}
-
-
-# (title, total) → a context manager that gives a function of the number of images done since its last call.
-Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
-
-
-@contextlib.contextmanager
-def _silent(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    del title, total
-    yield lambda count: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +46,6 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    """Examples [start, stop) of a split, and where they go."""
-
-    split: str
-    start: int
-    stop: int
-    path: Path
-
-    @property
-    def report(self) -> Path:
-        """What was written into the shard: it lies beside it until the whole is finished."""
-        return self.path.with_name(f".{self.path.name}.json")
-
-
 def prepare(
     name: str,
     output: Path,
@@ -87,7 +54,7 @@ def prepare(
     stop_at_unreadable: bool = False,
     num_processes: int | None = None,
     shard_bytes: int = 2**28,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Prepared:
     """Write all splits of a dataset to ``output``; a finished one is only read again.
 
@@ -119,7 +86,13 @@ def prepare(
     with _lock(output):
         shards = _plan(name, splits, output, dataset.classes, shard_bytes)
         if not (output / FINISHED).is_file():
-            _write_missing(shards, splits, stop_at_unreadable, num_processes, progress)
+            write_missing(
+                shards,
+                splits,
+                stop_at_unreadable=stop_at_unreadable,
+                num_processes=num_processes,
+                progress=progress,
+            )
             _finish(output, shards, splits, dataset.classes)
     report = json.loads((output / REPORT).read_text(encoding="utf-8"))
     counts = {
@@ -144,7 +117,7 @@ def _lock(output: Path) -> Iterator[None]:
 
 def _plan(
     name: str, splits: dict[str, Source], output: Path, class_names: tuple[str, ...], shard_bytes: int
-) -> list[_Shard]:
+) -> list[Shard]:
     """The shards; written down before the first one, so that another dataset cannot be mixed in."""
     path = output / PLAN
     plan = {
@@ -165,9 +138,9 @@ def _plan(
         if any(file.name != ".lock" for file in output.iterdir()):
             raise InputError(f"--output: {output} holds other files; accepted: a new or an empty folder")
         shards = {split: _num_shards(source, shard_bytes) for split, source in splits.items()}
-        _write_whole(path, json.dumps({**plan, "shards": shards}, indent=1) + "\n")
+        _write_json(path, {**plan, "shards": shards})
     return [
-        _Shard(
+        Shard(
             split,
             len(source) * i // shards[split],
             len(source) * (i + 1) // shards[split],
@@ -196,138 +169,13 @@ def _num_shards(source: Source, shard_bytes: int) -> int:
     sizes = []
     for i in np.linspace(0, len(source) - 1, min(len(source), 64), dtype=int):
         with contextlib.suppress(InputError):
-            sizes.append(len(_content(source[int(i)]["image"]).data))
+            sizes.append(len(encoded(source[int(i)]["image"]).data))
     total = len(source) * float(np.mean(sizes)) if sizes else 0
     return min(len(source), max(round(total / shard_bytes), -(-len(source) // _SHARD_RECORDS)))
 
 
-def _content(image: transforms.Image) -> transforms.Encoded:
-    """An image as a file's content; pixels become a PNG, which loses nothing."""
-    return (
-        image if isinstance(image, transforms.Encoded) else transforms.Encoded(transforms.encode(image), "")
-    )
-
-
-def _write_missing(
-    shards: list[_Shard],
-    splits: dict[str, Source],
-    stop_at_unreadable: bool,
-    num_processes: int | None,
-    progress: Progress,
-) -> None:
-    for left in shards[0].path.parent.glob(".*.tmp"):
-        left.unlink()
-    missing = [shard for shard in shards if not shard.path.is_file()]
-    done = sum(shard.stop - shard.start for shard in shards if shard.path.is_file())
-    with progress("preparing", sum(len(source) for source in splits.values())) as advance:
-        advance(done)
-        workers = min(len(missing), num_processes or usable_cores())
-        if workers <= 1:
-            for shard in missing:
-                advance(_write(shard, splits[shard.split], stop_at_unreadable))
-            return
-        failure = _in_processes(workers, missing, splits, stop_at_unreadable, advance)
-    gc.collect()  # The pool's semaphores, which a failing command would leave to a warning of Python's.
-    if isinstance(failure, BrokenProcessPool):
-        raise InputError(
-            "a process that wrote a shard was killed (out of memory?); start again to go on, perhaps with fewer --processes"
-        )
-    if failure is not None:
-        raise failure
-
-
-def _in_processes(
-    num_processes: int,
-    shards: list[_Shard],
-    splits: dict[str, Source],
-    stop_at_unreadable: bool,
-    advance: Callable[[int], None],
-) -> BaseException | None:
-    """Writes shards; returns what went wrong first, once all processes have ended and their semaphores are gone."""
-    context = multiprocessing.get_context("spawn")  # A fork could inherit the locks of threads.
-    start = {"initializer": _start_worker, "initargs": (splits, os.getpid())}
-    with ProcessPoolExecutor(num_processes, context, **start) as pool:
-        # Ctrl-C waits until all processes are started; they ignore it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        tasks = [pool.submit(_write_in_worker, shard, stop_at_unreadable) for shard in shards]
-        try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            for task in as_completed(tasks):
-                if (failure := task.exception()) is not None:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    return failure
-                advance(task.result())
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            return KeyboardInterrupt()
-    return None
-
-
-_worker_splits: dict[str, Source] = {}  # Sent to each process once, not with each shard.
-
-
-def _start_worker(splits: dict[str, Source], parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The first process sees Ctrl-C and ends the others.
-    _worker_splits.update(splits)
-
-    def die_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=die_with_parent, daemon=True).start()
-
-
-def _write_in_worker(shard: _Shard, stop_at_unreadable: bool) -> int:
-    return _write(shard, _worker_splits[shard.split], stop_at_unreadable)
-
-
-def _write(shard: _Shard, source: Source, stop_at_unreadable: bool) -> int:
-    """Writes a shard under a temporary name, counts its records, and only then gives it its own; returns its examples."""
-    from array_record.python import array_record_module
-
-    # Its own name for each process: what a killed preparation's processes still write, no other one touches.
-    temporary = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.tmp")
-    unreadable, written, size = [], 0, 0
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    for index in range(shard.start, shard.stop):
-        try:
-            example = source[index]
-            content = _content(example["image"])
-            transforms.decode(*content)
-        except InputError as error:
-            if stop_at_unreadable:
-                raise
-            unreadable.append(str(error))
-            continue
-        record = _record(content, int(example["label"]))
-        writer.write(record)
-        written, size = written + 1, size + len(record)
-    writer.close()
-    reader = array_record_module.ArrayRecordReader(str(temporary))
-    found = reader.num_records()
-    reader.close()
-    if found != written:
-        raise InputError(f"{temporary} holds {found} records, {written} were written; is the disk full?")
-    _sync(temporary)
-    _write_whole(shard.report, json.dumps({"written": written, "bytes": size, "unreadable": unreadable}))
-    temporary.replace(shard.path)
-    return shard.stop - shard.start
-
-
-def _record(image: transforms.Encoded, label: int) -> bytes:
-    """A tf.train.Example, the same bytes each time."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example()
-    example.features.feature["image"].bytes_list.value.append(image.data)
-    example.features.feature["label"].int64_list.value.append(label)
-    example.features.feature["file_name"].bytes_list.value.append(os.path.basename(image.where).encode())
-    return example.SerializeToString(deterministic=True)
-
-
 def _finish(
-    output: Path, shards: list[_Shard], splits: dict[str, Source], class_names: tuple[str, ...]
+    output: Path, shards: list[Shard], splits: dict[str, Source], class_names: tuple[str, ...]
 ) -> None:
     """Adds up what the shards hold and writes what makes the folder a dataset, `FINISHED` last."""
     import tensorflow_datasets as tfds
@@ -356,7 +204,7 @@ def _finish(
                 filename_template=template.replace(split=split),
             )
         )
-    _write_whole(output / REPORT, json.dumps({"splits": counts}, indent=1) + "\n")
+    _write_json(output / REPORT, {"splits": counts})
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=_NAME, version=tfds.core.Version("1.0.0"), data_dir=str(output), module_name=""
     )
@@ -366,9 +214,8 @@ def _finish(
     draft = output / ".draft"
     draft.mkdir(exist_ok=True)
     about.write_to_directory(draft)
-    for file in sorted(draft.iterdir(), key=lambda file: file.name == FINISHED):
-        _sync(file)
-        file.replace(output / file.name)
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == FINISHED):
+        files.publish(path, output / path.name)
     draft.rmdir()
     for shard in shards:
         shard.report.unlink()
@@ -396,13 +243,6 @@ def _warnings(class_names: tuple[str, ...], counts: dict[str, Counts]) -> tuple[
     )
 
 
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with files.whole(path) as file:
+        file.write((json.dumps(values, indent=1) + "\n").encode())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from crate_jax.data import files
 from crate_jax.training import processes
 from crate_jax.training.feed import Feed
 
@@ -108,15 +109,11 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name and rename it: it is there whole or not at all.
+    """Write a file so that it is there whole or not at all, see `files.whole`.
 
     Of several processes only the first writes.
     """
     if not processes.is_first():
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with files.whole(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
