@@ -65,6 +65,25 @@ def cifar10(model: Any, **changes) -> Config:
     return dataclasses.replace(config, **changes)
 
 
+# Shape of the networks that `cifar10_small` compares.
+SMALL = {"image_size": 32, "patch_size": 4, "num_classes": 10, "depth": 4}
+
+
+def cifar10_small(model: Any, **changes) -> Config:
+    """CIFAR-10 for ten epochs with AdamW, for networks of 125,000 parameters on a CPU. `changes` are fields of `Config`."""
+    config = cifar10(
+        model,
+        batch_size=64,
+        total=epochs(10),
+        warmup=percent(10),
+        eval=epochs(1),
+        checkpoint=epochs(1),
+        trace=epochs(1),
+        optimizer=OptimizerConfig("adamw", lr=2e-3, weight_decay=0.05, b2=0.98, clip_norm=1.0),
+    )
+    return dataclasses.replace(config, **changes)
+
+
 def imagenet(model: Any, **changes) -> Config:
     """ImageNet-1K for 150 epochs with Lion, batch 2048 (arXiv 2306.01129, appendix B.1.2). `changes` are fields of
     `Config`.

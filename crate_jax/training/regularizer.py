@@ -82,9 +82,9 @@ def _sparse_rate_reduction(report: dict[str, jax.Array], options: RegularizerCon
 def _rate(z: jax.Array, eps_sq: float) -> jax.Array:
     """½ logdet(I + d/(n ε²) ZᵀZ) of tokens `[..., n, d]` by Cholesky factorisation of the smaller Gram matrix alone.
 
-    `objectives.coding_rate` guarantees its digits, for which it leaves Cholesky where rounding could spoil them: in the last
-    layers of a trained network, where it made a step five times as long. The rounding found there is 4e-6 of the rate and 1e-4
-    of its gradient, which no training sees.
+    `objectives.coding_rate` guarantees its digits, for which it leaves Cholesky where rounding could spoil them: in the
+    last layers of a trained network, where it made a step five times as long. The rounding found there is 4e-6 of the rate
+    and 1e-4 of its gradient, which no training sees.
     """
     n, d = z.shape[-2:]
     rows = z if d <= n else jnp.swapaxes(z, -1, -2)
