@@ -61,7 +61,7 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
     run = make_run(config, Path(path), overrides)
     if config.data.benchmark:
         return benchmark(run)
-    for change in workdir.prepare(run.workdir, run.config, run.info, run.colours):
+    for change in workdir.check(run.workdir, run.config):
         console.print(f"changed since the last start: {change}")
     with jax.set_mesh(run.mesh):
         trainer = Trainer(run)
@@ -129,11 +129,12 @@ class Trainer:
         self.in_flight: collections.deque = collections.deque()
         self.checkpoints = Checkpoints(run.workdir)
         self.start_step = self.checkpoints.latest_step or 0
-        self.writer = MetricsWriter(run.workdir, resume_step=self.start_step, wandb_project=config.wandb)
+        self.writer: MetricsWriter | None = None
 
     def close(self) -> None:
         """Finish what is being written."""
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
         self.checkpoints.close()
 
     def fit(self) -> dict[str, float] | None:
@@ -146,6 +147,9 @@ class Trainer:
             current = state.make_state(run.model, self.tx, self.key, self.abstract)
             if run.config.init_from is not None:
                 current = restore.warm_start(current, Path(run.config.init_from), run)
+        # Not before: a state that cannot be restored leaves the folder as it was.
+        workdir.write(run.workdir, run.config, run.info, run.colours)
+        self.writer = MetricsWriter(run.workdir, resume_step=self.start_step, wandb_project=run.config.wandb)
         current = self._loop(current)
         if self.stop_requested and int(current.step) < self.total_steps:
             console.print(

@@ -85,11 +85,17 @@ def test_impossible_configurations_stop_before_any_work(changes, message, tmp_pa
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_workdir_of_another_model(tmp_path):
+def test_workdir_of_another_run_is_left_as_it_was(tmp_path):
     train(load_config({**TINY, "total_steps": 2}), tmp_path)
-    other = load_config({**TINY, "total_steps": 2, "model.dim": 24})
-    with pytest.raises(InputError, match=r"holds another run .*model.dim is 16 there, 24 here"):
-        train(other, tmp_path)
+    files = [tmp_path / "config.json", tmp_path / "metrics.jsonl"]
+    before = [file.read_bytes() for file in files]
+    for change, message in (
+        ({"model.dim": 24}, r"holds another run .*model.dim is 16 there, 24 here"),
+        ({"optimizer.name": "sgd"}, "holds another state"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(load_config({**TINY, "total_steps": 3, **change}), tmp_path)
+        assert [file.read_bytes() for file in files] == before
 
 
 def test_an_unreadable_image_is_named(tmp_path):

@@ -17,36 +17,49 @@ from crate_jax.training.metrics import write_atomically
 PALETTE = "palette.npy"
 
 
-def prepare(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray | None = None) -> list[str]:
-    """Create the folder or check that it holds the same model and task, and write what the run was started with.
+def check(workdir: Path, config: Config) -> list[str]:
+    """Whether the folder, if it is there, holds the same model and task; nothing is written.
 
-    That is `config.json`, `dataset.json` and, if there is one, the palette.
-
+    Args:
+      workdir: the folder of a run, or a name for a new one.
+      config: the run that is to start in it.
     Returns:
       what has changed since the last start, in words.
     Raises:
-      InputError: the folder holds another model or task.
+      InputError: the folder holds another model or task, or is a file.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir: {workdir} is a file; accepted: a folder, or a name for a new one")
-    changes = []
-    if (workdir / "config.json").exists():
-        before, now = _flat(read_config(workdir)), _flat(config)
-        different = {
-            key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)
-        }
-        changes = [f"{key} was {old}, is {new}" for key, (old, new) in different.items()]
-        fatal = [
-            f"{key} is {old} there, {new} here"
-            for key, (old, new) in different.items()
-            if key == "task" or (key.startswith("model.") and key not in ("model.scan", "model.remat"))
-        ]
-        if fatal:
-            raise InputError(
-                f"--workdir: {workdir} holds another run ({'; '.join(fatal)}); give another --workdir to start afresh"
-            )
-    # All processes have compared before the first one writes, and go on when it has written.
-    processes.wait("workdir compared")
+    if not (workdir / "config.json").exists():
+        return []
+    before, now = _flat(read_config(workdir)), _flat(config)
+    different = {
+        key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)
+    }
+    fatal = [
+        f"{key} is {old} there, {new} here"
+        for key, (old, new) in different.items()
+        if key == "task" or (key.startswith("model.") and key not in ("model.scan", "model.remat"))
+    ]
+    if fatal:
+        raise InputError(
+            f"--workdir: {workdir} holds another run ({'; '.join(fatal)}); give another --workdir to start afresh"
+        )
+    return [f"{key} was {old}, is {new}" for key, (old, new) in different.items()]
+
+
+def write(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray | None = None) -> None:
+    """Create the folder and write what the run was started with: `config.json`, `dataset.json`, perhaps the palette.
+
+    Args:
+      workdir: the folder of the run.
+      config, info: the run and its data.
+      colours: the palette of a model of colour tokens.
+    Raises:
+      InputError: of several hosts one does not see what the first has written.
+    """
+    # All processes have checked before the first one writes, and go on when it has written.
+    processes.wait("workdir checked")
     if processes.is_first():
         (workdir / "report").mkdir(parents=True, exist_ok=True)
         values = to_config_dict(config).to_dict()
@@ -59,7 +72,6 @@ def prepare(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarra
         raise InputError(
             f"--workdir: process 0 wrote to {workdir}, which this host does not see; accepted: a shared folder"
         )
-    return changes
 
 
 def read_config(workdir: Path) -> Config:

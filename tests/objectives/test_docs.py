@@ -3,6 +3,8 @@
 import importlib.util
 import pathlib
 
+import nbclient
+import nbformat
 import pytest
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -18,7 +20,6 @@ def test_table_is_up_to_date():
 
 @pytest.mark.slow
 def test_notebook_runs():
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(DOCS / "objectives.ipynb", as_version=4)
     resources = {"metadata": {"path": str(DOCS.parent)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
