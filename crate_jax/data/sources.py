@@ -38,7 +38,7 @@ from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
 from crate_jax.data.text import Text
 
-__all__ = ["Dataset", "DatasetInfo", "Fitted", "Source", "find", "inspect", "load", "load_text"]
+__all__ = ["Dataset", "DatasetInfo", "Fitted", "Source", "Text", "find", "inspect", "load", "load_text"]
 
 _PATHS = {"array_record": ArrayRecord, "tar": Tars, "parquet": Parquet, "npz": Npz}
 
@@ -50,6 +50,7 @@ def inspect(
     test: str = "test",
     data_dir: str | None = None,
     exclude: str | None = None,
+    dataset: Dataset | Text | None = None,
 ) -> DatasetInfo:
     """Says what a dataset holds, looking at a few images at most.
 
@@ -59,13 +60,14 @@ def inspect(
         test: the split that is tested on.
         data_dir: where TensorFlow datasets are kept; None takes their default.
         exclude: a directory that is not data although it may lie in the folder (the run's own).
+        dataset: what `find` gave for this name; None looks for it, which takes its time for many files.
 
     Raises:
         InputError: an unknown name or split, or data that are missing or not in an accepted form.
     """
-    if (text := _find_text(name, exclude)) is not None:
-        return text.info(name)
-    dataset = find(name, data_dir=data_dir, exclude=exclude)
+    dataset = dataset or find(name, data_dir=data_dir, exclude=exclude)
+    if isinstance(dataset, Text):
+        return dataset.info(name)
     info = dataset.info(name)
     counts = {
         use: sum(len(examples) for _, examples in select(spec, dataset.splits))
@@ -83,6 +85,7 @@ def load(
     resize: int | None = None,
     data_dir: str | None = None,
     exclude: str | None = None,
+    dataset: Dataset | Text | None = None,
 ) -> Source:
     """The examples of a split.
 
@@ -94,6 +97,7 @@ def load(
         resize: see `transforms.fit`.
         data_dir: where TensorFlow datasets are kept; None takes their default.
         exclude: a directory that is not data although it may lie in the folder (the run's own).
+        dataset: what `find` gave for this name; None looks for it, which takes its time for many files.
 
     Raises:
         InputError: as `inspect`, or a split, size or number of channels that does not exist.
@@ -102,7 +106,7 @@ def load(
         raise InputError(f"image size is {image_size}; accepted: 1 pixel or more")
     if image_size is not None and channels not in (1, 3):
         raise InputError(f"number of channels is {channels}; accepted: 1 (grey), 3 (RGB)")
-    dataset = find(name, data_dir=data_dir, exclude=exclude)
+    dataset = dataset or find(name, data_dir=data_dir, exclude=exclude)
     chosen = select(split, dataset.splits)
     parts = tuple(
         dataset.load(own) if len(examples) == dataset.splits[own] else Part(dataset.load(own), examples)
@@ -112,7 +116,9 @@ def load(
     return source if image_size is None else Fitted(source, image_size, channels, resize)
 
 
-def load_text(name: str, use: str, *, length: int, exclude: str | None = None) -> Source:
+def load_text(
+    name: str, use: str, *, length: int, exclude: str | None = None, dataset: Text | None = None
+) -> Source:
     """The windows of a text, see `text.Text.windows`.
 
     Args:
@@ -120,25 +126,23 @@ def load_text(name: str, use: str, *, length: int, exclude: str | None = None) -
         use: "train" or "test".
         length: bytes of a window.
         exclude: a directory that is no text although it may lie in the folder (the run's own).
+        dataset: what `find` gave for this name; None looks for it.
 
     Raises:
         InputError: a text that is missing, empty, or shorter than a window.
     """
-    return _find_text(name, exclude).windows(use, length)
+    return (dataset or find(name, exclude=exclude)).windows(use, length)
 
 
-def _find_text(name: str, exclude: str | None) -> Text | None:
-    if name == "stdlib":
-        return Text.standard_library()
-    kind, _, path = name.partition(":")
-    return Text(Path(path).expanduser(), exclude) if kind == "text" and path else None
-
-
-def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) -> Dataset:
-    """The dataset of a name; see `inspect` for the arguments."""
+def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) -> Dataset | Text:
+    """The dataset of a name, its files listed and checked; see `inspect` for the arguments and what is raised."""
     kind, _, rest = name.partition(":")
     if name == "digits":
         return Digits()
+    if name == "stdlib":
+        return Text.standard_library()
+    if kind == "text" and rest:
+        return Text(Path(rest).expanduser(), exclude)
     if kind == "folder" and rest:
         return Folder(Path(rest).expanduser(), exclude)
     if kind in _PATHS and rest:

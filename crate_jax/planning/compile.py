@@ -187,7 +187,7 @@ def describe(config, overrides: Collection[str], devices: list):
         if isinstance(config.model, models.TokenConfig) and config.data.channels == 3:
             colours = np.zeros((config.model.vocab_size, 3), np.float32)
     task = make_task(config, Pixels(info.max_value, colours, info.kind == "text"))
-    return Run(config, Path("plan"), info, mesh, models.create(config.model), task, colours), batch
+    return Run(config, Path("plan"), info, mesh, models.create(config.model), task, colours=colours), batch
 
 
 def _dataset(config):

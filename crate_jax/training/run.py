@@ -29,12 +29,15 @@ class Run:
     mesh: Mesh
     model: models.Model
     task: Task
+    dataset: sources.Dataset | sources.Text | None = (
+        None  # Found once; None where there are no data, as in planning.
+    )
     colours: np.ndarray | None = None  # The palette of a model of colour tokens.
     labels: np.ndarray | None = None  # The model's label for each class of the data; None: they are the same.
 
     def source(self, use: str, *, fitted: bool = True) -> sources.Source:
         """The examples to "train" or "test" on, with the model's labels, as images that the model takes or as stored."""
-        source = _load(self.config, self.workdir, self.info, use, fitted=fitted)
+        source = _load(self.config, self.dataset, self.info, use, fitted=fitted)
         return source if self.labels is None else _Relabelled(source, self.labels)
 
     def train_batches(self) -> pipeline.Batches:
@@ -105,9 +108,8 @@ def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
       InputError: whatever is wrong with the data, the mesh, the batch size or the model, before any work is done.
     """
     data = config.data
-    info = sources.inspect(
-        data.name, train=data.train_split, test=data.test_split, data_dir=data.data_dir, exclude=str(workdir)
-    )
+    dataset = sources.find(data.name, data_dir=data.data_dir, exclude=str(workdir))
+    info = sources.inspect(data.name, train=data.train_split, test=data.test_split, dataset=dataset)
     config = fit_to_data(config, info, overrides)
     if info.kind == "text":
         windows = {split: count // config.model.num_positions for split, count in info.num_examples.items()}
@@ -118,32 +120,38 @@ def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.accumulate, mesh)
     model = models.create(config.model)
-    colours = _palette(config, workdir, info)
+    colours = _palette(config, dataset, workdir, info)
     task = make_task(config, Pixels(info.max_value, colours, info.kind == "text"))
-    return Run(config, workdir, info, mesh, model, task, colours)
+    return Run(config, workdir, info, mesh, model, task, dataset, colours)
 
 
 def _load(
-    config: Config, workdir: Path, info: sources.DatasetInfo, use: str, *, fitted: bool = True
+    config: Config,
+    dataset: sources.Dataset | sources.Text | None,
+    info: sources.DatasetInfo,
+    use: str,
+    *,
+    fitted: bool = True,
 ) -> sources.Source:
     data = config.data
     if info.kind == "text":
-        return sources.load_text(data.name, use, length=config.model.num_positions, exclude=str(workdir))
+        return sources.load_text(data.name, use, length=config.model.num_positions, dataset=dataset)
     source = sources.load(
         data.name,
         {"train": data.train_split, "test": data.test_split}[use],
         image_size=data.shape if fitted else None,
         channels=data.channels,
         resize=data.eval_resize,
-        data_dir=data.data_dir,
-        exclude=str(workdir),
+        dataset=dataset,
     )
     if use == "train" and data.labels_per_class is not None:
         return subset.per_class(source, data.labels_per_class, num_classes=info.num_classes, seed=config.seed)
     return source
 
 
-def _palette(config: Config, workdir: Path, info: sources.DatasetInfo) -> np.ndarray | None:
+def _palette(
+    config: Config, dataset: sources.Dataset | sources.Text, workdir: Path, info: sources.DatasetInfo
+) -> np.ndarray | None:
     """The run's own palette if it has one, else that of the run it starts from, a given file's, or a new one."""
     data, model = config.data, config.model
     if info.kind == "text":
@@ -161,5 +169,5 @@ def _palette(config: Config, workdir: Path, info: sources.DatasetInfo) -> np.nda
     file = next((file for file in files if file.is_file()), data.palette)
     if file is not None:
         return palette.load(file)
-    colours = palette.fit(_load(config, workdir, info, "train"), model.vocab_size, seed=config.seed)
+    colours = palette.fit(_load(config, dataset, info, "train"), model.vocab_size, seed=config.seed)
     return multihost_utils.broadcast_one_to_all(colours) if jax.process_count() > 1 else colours
