@@ -4,6 +4,7 @@ Codes are rows: `z` `[..., n, m]` for a dictionary D `[d, m]` (its columns the a
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -159,8 +160,9 @@ def ista_step(z, dictionary, *, step_size, penalty, target=None, nonnegative=Tru
 
     With `target=None` the codes are the tokens themselves (D square), which is the released ISTA block
     relu(z + η(zD − zDᵀD) − ηλ) with D the weight as stored. It is computed as z(D − DᵀD): the matrix is
-    formed once in fp32 and a token pays one matmul instead of three. With η ≤ 1/‖D‖₂² the step never
-    increases `lasso` (the non-negative form from z ≥ 0).
+    formed once in fp32 and a token pays one matmul instead of three; for fewer tokens than features (one
+    at a time, in decoding) as (z − zDᵀ)D, two matmuls a token and none of d × d matrices. With η ≤ 1/‖D‖₂²
+    the step never increases `lasso` (the non-negative form from z ≥ 0).
 
     Args:
       z: codes `[..., n, m]`; matmuls run in their dtype with fp32 accumulation, the rest in fp32.
@@ -187,9 +189,13 @@ def ista_step(z, dictionary, *, step_size, penalty, target=None, nonnegative=Tru
         )
         for axis in (0, 1):
             arguments.same_size("dictionary", dictionary, axis, z.shape[-1], "the features of z; no target")
-        d = dictionary.astype(jnp.float32)
-        update = d - jnp.matmul(d.T, d, precision=HIGHEST)
-        descent = z @ update.astype(z.dtype)
+        if math.prod(z.shape[:-1]) < z.shape[-1]:
+            d = dictionary.astype(z.dtype)
+            descent = (z - z @ d.T) @ d
+        else:
+            d = dictionary.astype(jnp.float32)
+            update = d - jnp.matmul(d.T, d, precision=HIGHEST)
+            descent = z @ update.astype(z.dtype)
     else:
         z, dictionary, target = _codes(z, dictionary, target)
         d = dictionary.astype(z.dtype)

@@ -100,9 +100,17 @@ def test_one_matmul_ista_saves_three_tenths_of_the_training_step(monkeypatch):
     assert one / three <= 0.70
 
 
-def test_one_matmul_ista_agrees_with_three():
+def test_ista_of_one_token_forms_no_matrix():
+    """Decoding: two products of a vector with D; D − DᵀD would be d products."""
+    z, dictionary = jax.ShapeDtypeStruct((1, 512), jnp.float32), jax.ShapeDtypeStruct((512, 512), jnp.float32)
+    step = lambda z, d: objectives.ista_step(z, d, step_size=0.1, penalty=0.1)  # noqa: E731
+    assert matmul_flops(step, z, dictionary) == 2 * 2 * 512**2
+
+
+@pytest.mark.parametrize("shape", [(4, 17, 64), (3, 5, 64)], ids=["many tokens", "few tokens"])
+def test_ista_agrees_with_three_matmuls(shape):
     keys = jax.random.split(jax.random.key(0), 2)
-    z = jax.random.normal(keys[0], (4, 17, 64))
+    z = jax.random.normal(keys[0], shape)
     dictionary = jax.random.uniform(keys[1], (64, 64), minval=-0.3, maxval=0.3)
 
     def value(step):
