@@ -127,7 +127,7 @@ def test_the_step_compiles_once(tmp_path, tiny_config):
 @pytest.mark.slow
 def test_the_default_configuration_reaches_its_accuracy(tmp_path):
     values = train(load_config({}), tmp_path)
-    assert values["eval/accuracy"] >= 0.975
+    assert values["eval/accuracy"] >= 0.97
     layers = json.loads((tmp_path / "report" / "layerwise.json").read_text())
     # Training compresses: the tokens that leave the last MSSA take fewer nats than before training.
     last = {when: measured["coding_rate"]["mean"][-1] for when, measured in layers.items()}
