@@ -59,7 +59,11 @@ def main(argv: list[str]) -> None:
 
 
 def with_real_labels(run: Run, file: Path) -> sources.Source:
-    """The test images with their ReaL labels beside the ordinary ones, see `data.real`."""
+    """The test images with their ReaL labels beside the ordinary ones, see `data.real`.
+
+    Raises:
+      InputError: a run of another task, or a file that is not ReaL's.
+    """
     data = run.config.data
     if run.config.task != "classify":
         raise InputError(f"--real_labels: found a run with task {run.config.task}; accepted: classify")

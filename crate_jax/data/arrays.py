@@ -30,6 +30,8 @@ class _Arrays:
 
 
 class Digits:
+    """scikit-learn's digits, see `sources`."""
+
     classes = tuple("0123456789")
 
     def __init__(self):
@@ -58,6 +60,8 @@ class Digits:
 
 
 class Npz:
+    """Arrays in a .npz file, see `sources`."""
+
     def __init__(self, path: Path):
         self._path = path
         if not path.is_file():

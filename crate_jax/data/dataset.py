@@ -144,6 +144,9 @@ def held_out_fifth(labels: np.ndarray, where: str) -> dict[str, np.ndarray]:
 
     Each class is put in random order and spread evenly over [0, 1]; the test examples are the first fifth of
     all, so each class gives its share to within one example.
+
+    Raises:
+        InputError: too few images of a class to hold any out.
     """
     # Bit generators give the same stream in every version of numpy, which Generator's methods do not promise.
     order = np.lexsort((np.random.Philox(key=0).random_raw(len(labels)), labels))

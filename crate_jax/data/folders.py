@@ -16,6 +16,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".p
 
 
 class Folder:
+    """Image files in class folders, see `sources`."""
+
     def __init__(self, path: Path, exclude: str | None):
         excluded = os.path.realpath(exclude) if exclude else None
         if not path.is_dir():

@@ -18,6 +18,8 @@ _CACHE_BYTES = 2**30
 
 
 class Parquet:
+    """A dataset of Hugging Face on disk, see `sources`."""
+
     def __init__(self, path: Path):
         import pyarrow.parquet as pq  # comes with tensorflow-datasets; takes a moment to import
 

@@ -41,6 +41,8 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
+    """What lies in a prepared folder: class names, counts of each split, and what looks wrong."""
+
     class_names: tuple[str, ...]
     splits: dict[str, Counts]
     warnings: tuple[str, ...]

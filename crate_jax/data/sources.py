@@ -135,7 +135,16 @@ def load_text(
 
 
 def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) -> Dataset | Text:
-    """The dataset of a name, its files listed and checked; see `inspect` for the arguments and what is raised."""
+    """The dataset of a name, its files listed and checked.
+
+    Args:
+        name: see the table above.
+        data_dir: where TensorFlow datasets are kept; None takes their default.
+        exclude: a directory that is not data although it may lie in the folder (the run's own).
+
+    Raises:
+        InputError: an unknown name, or data that are missing or not in an accepted form.
+    """
     kind, _, rest = name.partition(":")
     if name == "digits":
         return Digits()

@@ -56,6 +56,8 @@ class _Spans:
 
 
 class Tars:
+    """Images in tar files, see `sources`."""
+
     def __init__(self, path: Path):
         self._name = f"tar:{path}"
         if any((path / name).is_file() for name in _IMAGENET):

@@ -68,6 +68,8 @@ def crate(size: str, **overrides) -> CRATEConfig:
     Args:
       size: tiny, small, base or large: 6.1M, 13.1M, 22.8M, 77.6M parameters at 224 px, patch 16, 1000 classes.
       **overrides: any field of `CRATEConfig`.
+    Raises:
+      InputError: another size.
     """
     if size not in SIZES:
         raise InputError(f"size of CRATE: found {size!r}; accepted: {', '.join(SIZES)}")

@@ -43,6 +43,8 @@ def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
       size: tiny, small, base, large or huge: 4,811,944, 40,975,912, 72,328,936, 253,650,920 and 526,819,560 parameters at
         224 px, patch 16 (14 for large and huge), 1000 classes.
       **overrides: any field of `CRATEAlphaConfig`.
+    Raises:
+      InputError: another size.
     """
     if size not in SIZES:
         raise InputError(f"size of CRATE-α: found {size!r}; accepted: {', '.join(SIZES)}")

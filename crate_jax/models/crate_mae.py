@@ -59,6 +59,8 @@ def crate_mae(size: str, **overrides) -> CRATEMAEConfig:
     Args:
       size: tiny, small, base or large: 11.6M, 25.4M, 44.6M, 154.3M parameters at 224 px, patch 16.
       **overrides: any field of `CRATEMAEConfig`.
+    Raises:
+      InputError: another size.
     """
     if size not in SIZES:
         raise InputError(f"size of CRATE-MAE: found {size!r}; accepted: {', '.join(SIZES)}")

@@ -116,6 +116,8 @@ def igpt(size: str, **overrides) -> IGPTConfig:
       size: s, m, l or xl: 76,571,648, 455,157,760, 1,362,250,752 and 6,801,438,720 parameters at 1,024 positions and 512
         colours.
       **overrides: any field of `IGPTConfig`.
+    Raises:
+      InputError: another size.
     """
     if size not in SIZES:
         raise InputError(f"size of iGPT: found {size!r}; accepted: {', '.join(SIZES)}")

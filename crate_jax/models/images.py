@@ -226,7 +226,11 @@ class ImageClassifier(nnx.Module):
         return self.head(self.head_norm(x)).astype(jnp.float32), traced
 
     def features(self, images: jax.Array, *, trace: Trace = False) -> tuple[jax.Array, Any]:
-        """The tokens `[b, n, d]` after the last block, the class token (if any) first, and the trace."""
+        """The tokens `[b, n, d]` after the last block, the class token (if any) first, and the trace.
+
+        Raises:
+          InputError: images of another shape.
+        """
         height, width, channels = self.config.image_shape
         patch = self.config.patch_size
         if images.ndim != 4 or images.shape[3] != channels or any(side % patch for side in images.shape[1:3]):

@@ -40,6 +40,8 @@ def tost(size: str, **overrides) -> ToSTConfig:
     Args:
       size: tiny, small or medium.
       **overrides: any field of `ToSTConfig`.
+    Raises:
+      InputError: another size.
     """
     if size not in SIZES:
         raise InputError(f"size of ToST: found {size!r}; accepted: {', '.join(SIZES)}")

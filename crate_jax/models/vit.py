@@ -34,6 +34,8 @@ def vit(size: str, **overrides) -> ViTConfig:
       size: tiny, small, base or large: 5,717,416, 22,050,664, 86,567,656 and 304,326,632 parameters at 224 px, patch 16,
         1000 classes.
       **overrides: any field of `ViTConfig`.
+    Raises:
+      InputError: another size.
     """
     if size not in SIZES:
         raise InputError(f"size of ViT: found {size!r}; accepted: {', '.join(SIZES)}")

@@ -93,6 +93,9 @@ def parse_config_file(
     """`--config=FILE.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …]` as (config, workdir, overridden keys).
 
     `values` are flags of the command's own, parsed along.
+
+    Raises:
+      InputError: no such file, one without `get_config`, or a key that does not exist.
     """
     given = _flag(argv, "config")
     if given is None:
@@ -122,6 +125,8 @@ def parse_workdir(
       argv: the command line.
       values: flags of the command's own, parsed along.
       config: taken instead of the one in the workdir, which then may be a new folder.
+    Raises:
+      InputError: no --workdir, one that holds no run, or a key that does not exist.
     """
     given = _flag(argv, "workdir")
     if given is None:

@@ -32,7 +32,11 @@ class Duration:
     unit: str
 
     def in_steps(self, *, num_examples: int, batch_size: int, total_steps: int | None = None) -> int:
-        """As a whole number of optimiser steps, at least 1 (0 for a zero duration)."""
+        """As a whole number of optimiser steps, at least 1 (0 for a zero duration).
+
+        Raises:
+          InputError: a percentage where `total_steps` is None.
+        """
         if self.value == 0:
             return 0
         if self.unit == "percent" and total_steps is None:
@@ -275,7 +279,11 @@ def _duration(name: str, given: Mapping[str, float | None], overrides: Collectio
 
 
 def choose(variant: str, variants: Mapping[str, Callable[[], Config]]) -> ConfigDict:
-    """The named variant of a config file: what its `get_config(variant)` returns."""
+    """The named variant of a config file: what its `get_config(variant)` returns.
+
+    Raises:
+      InputError: another variant.
+    """
     if variant not in variants:
         raise InputError(f"--config: unknown variant {variant!r}; accepted: {', '.join(variants)}")
     return to_config_dict(variants[variant]())

@@ -36,7 +36,11 @@ def decay_mask(params) -> dict:
 
 
 def make_schedule(lr: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear from 0 to `lr` over `warmup_steps`, then cosine to 0 at `total_steps`."""
+    """Linear from 0 to `lr` over `warmup_steps`, then cosine to 0 at `total_steps`.
+
+    Raises:
+      InputError: a warm-up as long as the run.
+    """
     if warmup_steps >= total_steps:
         raise InputError(
             f"warmup: {warmup_steps} steps; accepted: fewer than the {total_steps} of the whole run"
@@ -60,6 +64,9 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 
     What it keeps of a parameter, in float32: Lion one number, AdamW two, SGD none, Adafactor none to speak of (a row and a
     column of a matrix). `momentum_dtype` bfloat16 halves the first moment of Lion and AdamW.
+
+    Raises:
+      InputError: an unknown name or type of momentum.
     """
     decay = {"weight_decay": config.weight_decay, "mask": decay_mask}
     if config.momentum_dtype not in ("float32", "bfloat16"):

@@ -181,6 +181,8 @@ def batch_part(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     Args:
       mesh: that of the run.
       process: its index; this one by default.
+    Raises:
+      InputError: a mesh that cuts the batch across hosts unevenly.
     """
     process = jax.process_index() if process is None else process
     rows: dict[int, set[int]] = {}

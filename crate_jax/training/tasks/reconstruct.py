@@ -34,6 +34,9 @@ def masked_autoencoder(config: Config, pixels: Pixels) -> Task:
 
     The model's `mask_ratio` of the patches is hidden, at random in training; in evaluation an example's mask is a function
     of its place in the split alone.
+
+    Raises:
+      InputError: nothing is hidden, patches of one number, or another kind of model.
     """
     geometry = _geometry(config, pixels)
     tokens, ratio = config.model.num_tokens, config.model.mask_ratio

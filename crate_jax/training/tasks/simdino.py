@@ -26,6 +26,9 @@ def simdino(config: Config, pixels: Pixels) -> Task:
     (seed, step, place in the batch). In evaluation they depend on the example's place in the split alone, the model is its
     own teacher, and the coding rate is that of an evaluation batch, averaged over batches by their examples: it depends on
     the batch size.
+
+    Raises:
+      InputError: a model without features of images, views that do not fit, or no momentum of the teacher.
     """
     options, model = config.simdino, config.model
     num_features = getattr(model, "num_classes", 0)

@@ -82,7 +82,11 @@ def bert(config: Config, pixels: Pixels) -> Task:
 
 
 def joint(config: Config, pixels: Pixels) -> Task:
-    """L_GEN + L_CLF: next-pixel prediction plus classification from the mean of the last layer; for fine-tuning."""
+    """L_GEN + L_CLF: next-pixel prediction plus classification from the mean of the last layer; for fine-tuning.
+
+    Raises:
+      InputError: text, or a model without a classification head.
+    """
     if pixels.text:
         raise InputError(
             "task: joint needs labels, which text has not; accepted for text: autoregressive, bert"
