@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 # Before any test starts a backend: on two cores XLA's CPU pool is too small for batched factorisations that run at once.
 os.environ.setdefault("PJRT_NPROC", "4")
+# Tests compile much and run little: code that LLVM hardly optimises halves their time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 # The digits configuration, shrunk: one small layer pair, a few dozen steps.
 TINY = {
@@ -85,6 +87,16 @@ def compile_once(tmp_path):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def optimized():
+    """Code as users run it, for a test that runs long."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def load_config(changes: dict, file: str = "configs/base.py", variant: str | None = None):

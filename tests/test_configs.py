@@ -125,7 +125,7 @@ def test_the_step_compiles_once(tmp_path, tiny_config):
 
 
 @pytest.mark.slow
-def test_the_default_configuration_reaches_its_accuracy(tmp_path):
+def test_the_default_configuration_reaches_its_accuracy(tmp_path, optimized):
     values = train(load_config({}), tmp_path)
     assert values["eval/accuracy"] >= 0.97
     layers = json.loads((tmp_path / "report" / "layerwise.json").read_text())

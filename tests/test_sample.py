@@ -151,13 +151,13 @@ def test_positions_and_image_size_must_agree(digits, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["crate", "bert", "crate_bert"])
-def test_variants_learn(tmp_path, variant):
+def test_variants_learn(tmp_path, variant, optimized):
     values = train(load_config({"total_epochs": 3.0}, "configs/igpt.py", variant), tmp_path)
     assert values["eval/loss"] < 2.0  # The order-0 entropy is 2.063.
 
 
 @pytest.mark.slow
-def test_a_quarter_of_the_default_run_beats_every_coder(tmp_path):
+def test_a_quarter_of_the_default_run_beats_every_coder(tmp_path, optimized):
     train(load_config({"total_epochs": 5.0}, "configs/igpt.py"), tmp_path)
     lengths = json.loads((tmp_path / "report" / "code_length.json").read_text())["code_length"]
     model = lengths.pop("model")["nats_per_token"]
