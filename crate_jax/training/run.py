@@ -29,9 +29,7 @@ class Run:
     mesh: Mesh
     model: models.Model
     task: Task
-    dataset: sources.Dataset | sources.Text | None = (
-        None  # Found once; None where there are no data, as in planning.
-    )
+    dataset: sources.Dataset | sources.Text | None = None  # Found once; planning has none.
     colours: np.ndarray | None = None  # The palette of a model of colour tokens.
     labels: np.ndarray | None = None  # The model's label for each class of the data; None: they are the same.
 

@@ -49,6 +49,23 @@ def test_gradient_is_right(kind, n, d):
         assert error <= 1e-4 * np.linalg.norm(expected), (scale, error)
 
 
+def test_tokens_in_general_position_stay_with_cholesky(monkeypatch):
+    """The accurate path takes 50 times as long: a gradient takes it where it must, not for Gaussian tokens."""
+    taken, orthogonalise = [], twofloat.orthogonalise
+
+    def spy(*arguments):
+        jax.debug.callback(lambda: taken.append(True))
+        return orthogonalise(*arguments)
+
+    monkeypatch.setattr(twofloat, "orthogonalise", spy)
+    gaussian = jnp.asarray(oracles.tokens("full rank", 65, 96), jnp.float32)
+    for tokens, accurate in ((gaussian, False), (gaussian[:1] * jnp.full((65, 1), 1e3), True)):
+        operands = logdet.Operands(tokens, jnp.full(1, 96 / (65 * 0.5)))
+        jax.block_until_ready(logdet._compute(True, operands))
+        jax.effects_barrier()
+        assert bool(taken) == accurate
+
+
 @pytest.mark.parametrize("kind", oracles.KINDS)
 def test_subspace_rate_is_right_at_every_scale_and_rank(kind):
     z = family(kind, 40, 24)
