@@ -29,6 +29,7 @@ Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int]
 
 @contextlib.contextmanager
 def silent(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A `Progress` that shows nothing."""
     del title, total
     yield lambda count: None
 

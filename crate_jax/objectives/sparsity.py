@@ -189,17 +189,14 @@ def ista_step(z, dictionary, *, step_size, penalty, target=None, nonnegative=Tru
         )
         for axis in (0, 1):
             arguments.same_size("dictionary", dictionary, axis, z.shape[-1], "the features of z; no target")
-        if math.prod(z.shape[:-1]) < z.shape[-1]:
-            d = dictionary.astype(z.dtype)
-            descent = (z - z @ d.T) @ d
-        else:
-            d = dictionary.astype(jnp.float32)
-            update = d - jnp.matmul(d.T, d, precision=HIGHEST)
-            descent = z @ update.astype(z.dtype)
     else:
         z, dictionary, target = _codes(z, dictionary, target)
+    if target is None and math.prod(z.shape[:-1]) >= z.shape[-1]:
+        d = dictionary.astype(jnp.float32)
+        descent = z @ (d - jnp.matmul(d.T, d, precision=HIGHEST)).astype(z.dtype)
+    else:
         d = dictionary.astype(z.dtype)
-        descent = (target.astype(z.dtype) - z @ d.T) @ d
+        descent = ((z if target is None else target.astype(z.dtype)) - z @ d.T) @ d
     moved = z.astype(jnp.float32) + step_size * descent.astype(jnp.float32)
     return soft_threshold(moved, step_size * penalty, nonnegative=nonnegative).astype(z.dtype)
 
