@@ -94,10 +94,9 @@ def optimized():
     """Code as users run it, for a test that runs long."""
     import jax
 
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def load_config(changes: dict, file: str = "configs/base.py", variant: str | None = None):
