@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from crate_jax.objectives import arguments
-from crate_jax.objectives.logdet import Operands, value_and_ratio
+from crate_jax.objectives.coding_rate import subspace_coding_rate
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -96,13 +96,6 @@ def _back(heads, bases):
     return jnp.einsum("...knp,kdp->...nd", heads, bases, precision=HIGHEST)
 
 
-@jax.jit
-def _descend(z, bases, beta, step_size):
-    alpha = jnp.full((*z.shape[:-2], 1), beta, jnp.float32)
-    _, ratio = value_and_ratio(Operands(z, alpha, bases))
-    return z - step_size * beta * _back(ratio, bases)
-
-
 def mssa_gradient_step(z, bases, *, step_size, eps_sq):
     """Exact gradient step on the subspace coding rate: Z − κ∇R^c(Z; U), ∇R^c = β Σ_k W_k (I + β W_kᵀW_k)⁻¹
     U_kᵀ.
@@ -123,7 +116,9 @@ def mssa_gradient_step(z, bases, *, step_size, eps_sq):
     >>> round(float(mssa_gradient_step(jnp.eye(4), bases, step_size=0.1, eps_sq=0.5)[0, 0]), 3)
     0.95
     """
-    return _descend(*_prepare(z, bases, eps_sq), step_size)
+    z, bases = arguments.tokens_and_bases(z, bases)
+    slope = jax.grad(lambda z: jnp.sum(subspace_coding_rate(z, bases, eps_sq=eps_sq)))(z.astype(jnp.float32))
+    return z - step_size * slope
 
 
 def mssa_taylor_step(z, bases, *, step_size, eps_sq):

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crate_jax import objectives
-from crate_jax.objectives import logdet, twofloat
 
 SCALES = np.array([1e-4, 1e-2, 1.0, 30.0, 1e3, 1e4, 1e6])
 SHAPES = ((50, 20), (8, 40), (200, 8))
@@ -49,23 +48,6 @@ def test_gradient_is_right(kind, n, d):
         assert error <= 1e-4 * np.linalg.norm(expected), (scale, error)
 
 
-def test_tokens_in_general_position_stay_with_cholesky(monkeypatch):
-    """The accurate path takes 50 times as long: a gradient takes it where it must, not for Gaussian tokens."""
-    taken, orthogonalise = [], twofloat.orthogonalise
-
-    def spy(*arguments):
-        jax.debug.callback(lambda: taken.append(True))
-        return orthogonalise(*arguments)
-
-    monkeypatch.setattr(twofloat, "orthogonalise", spy)
-    gaussian = jnp.asarray(oracles.tokens("full rank", 65, 96), jnp.float32)
-    for tokens, accurate in ((gaussian, False), (gaussian[:1] * jnp.full((65, 1), 1e3), True)):
-        operands = logdet.Operands(tokens, jnp.full(1, 96 / (65 * 0.5)))
-        jax.block_until_ready(logdet._compute(True, operands))
-        jax.effects_barrier()
-        assert bool(taken) == accurate
-
-
 @pytest.mark.parametrize("kind", oracles.KINDS)
 def test_subspace_rate_is_right_at_every_scale_and_rank(kind):
     z = family(kind, 40, 24)
@@ -91,38 +73,6 @@ def test_soft_membership():
     for scale in (1e-4, 1.0, 1e3):
         rate = objectives.class_coding_rate((scale * z).astype(np.float32), soft, eps_sq=0.5)
         np.testing.assert_allclose(rate, oracles.class_coding_rate(scale * z, soft, 0.5), rtol=1e-4)
-
-
-def test_cholesky_alone_fails_where_the_rate_does_not():
-    z = (1e4 * oracles.tokens("duplicated columns", 50, 20)).astype(np.float32)
-    delta, _, _ = logdet.cholesky_pivots(jnp.asarray(z), jnp.full((1,), 20 / (50 * EPS_SQ)))
-    assert not np.isfinite(np.log1p(delta).sum())
-    np.testing.assert_allclose(
-        objectives.coding_rate(z, eps_sq=EPS_SQ), oracles.coding_rate(z, EPS_SQ), rtol=1e-5
-    )
-
-
-def test_orthogonalisation_keeps_twice_the_digits():
-    z = oracles.tokens("equal tokens", 30, 8).astype(np.float32) * 1e4
-    v, w = twofloat.orthogonalise(jnp.asarray(z), jnp.zeros_like(z), jnp.ones((1,)))
-    v, w = np.asarray(v, np.float64), np.asarray(w, np.float64)
-    np.testing.assert_array_equal(np.tril(v), np.eye(8))
-    gram = v.T @ v + w.T @ w
-    scale = np.sqrt(np.diag(gram))
-    assert np.abs(gram / np.outer(scale, scale) - np.eye(8)).max() < 1e-5
-
-
-def test_normalised_tokens_take_cholesky(monkeypatch):
-    def failing(hi, lo, alpha, group=None):
-        return jnp.full((hi.shape[-1],) * 2, jnp.nan), jnp.full(hi.shape, jnp.nan)
-
-    monkeypatch.setattr(twofloat, "orthogonalise", failing)
-    alpha = jnp.full((1,), 32 / (197 * 0.01), jnp.float32)
-    for kind, fast in (("full rank", True), ("rank 1", False)):
-        z = oracles.tokens(kind, 197, 32)
-        z = (z / np.linalg.norm(z, axis=-1, keepdims=True)).astype(np.float32)
-        (rate,) = logdet._compute(False, logdet.Operands(jnp.asarray(z), alpha))
-        assert np.isfinite(rate) == fast
 
 
 def test_masks_equal_dropping_the_padding():
