@@ -5,11 +5,13 @@ exactly the small singular values that logdet(I + αYᵀY) counts. Here the colu
 every update exact.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from crate_jax.objectives.powers import shift
+from crate_jax.objectives.powers import largest_exponent, shift
 
 
 def zeros(shape, like):
@@ -73,8 +75,36 @@ def _inner(column, column_lo, hi, lo):
     return total(column_a * hi_a, rest)
 
 
+def _leading(x, bits):
+    """x rounded to `bits` bits of the largest magnitude in its row."""
+    unit = largest_exponent(x, -1) + 1 - bits
+    return shift(jnp.round(shift(x, -unit)), unit)
+
+
+def product(x, y):
+    """x yᵀ of fp32 matrices `[..., r, m]` and `[..., s, m]` as a pair, to 2⁻³⁰ of the products of their rows' lengths.
+
+    The leading bits are multiplied apart: their products are whole numbers of one unit, which fp32 adds exactly. A
+    matmul on any device does it, the rest is plain fp32.
+    """
+    bits = min(7, (24 - math.ceil(math.log2(x.shape[-1]))) // 2)
+    first, second = _leading(x, bits), _leading(y, bits)
+
+    def multiply(a, b):
+        return jnp.matmul(a, jnp.swapaxes(b, -1, -2), precision=lax.Precision.HIGHEST)
+
+    return _two_sum(multiply(first, second), multiply(first, y - second) + multiply(x - first, y))
+
+
 def project(z, bases):
-    """Z U_k as a pair `[..., k, n, p]`."""
+    """Z U_k as a pair `[..., k, n, p]`, as exact as `product`."""
+    k, d, p = bases.shape
+    pair = product(z, jnp.swapaxes(bases, 1, 2).reshape(k * p, d))
+    return tuple(jnp.swapaxes(x.reshape(*x.shape[:-1], k, p), -3, -2) for x in pair)
+
+
+def project_exactly(z, bases):
+    """Z U_k as a pair `[..., k, n, p]` of 48 bits, one feature at a time."""
 
     def add(i, pair):
         column = lax.dynamic_index_in_dim(z, i, -1, keepdims=False)[..., None, :]
