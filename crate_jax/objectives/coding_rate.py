@@ -14,7 +14,7 @@ from jax import lax
 
 from crate_jax.objectives import arguments
 from crate_jax.objectives.logdet import Operands, half_logdet, log1p, value_and_slope
-from crate_jax.objectives.partition import batchwise
+from crate_jax.objectives.partition import batchwise, everywhere
 from crate_jax.objectives.powers import Scale, largest_exponent, quotient, shift, split
 
 
@@ -28,6 +28,7 @@ def _tokens(z, mask):
     return jnp.where(mask[..., None] > 0, z, 0.0), jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
 
 
+@everywhere
 def coding_rate(z, *, eps_sq, mask=None):
     """Coding rate of tokens: R(Z) = ½ logdet(I + d/(n ε²) ZᵀZ).
 
@@ -58,6 +59,7 @@ def coding_rate(z, *, eps_sq, mask=None):
     return half_logdet(Operands(z, quotient(z.shape[-1], count, eps_sq)))
 
 
+@everywhere
 def subspace_coding_rate(z, bases, *, eps_sq, mask=None):
     """Coding rate of tokens against k subspaces: R^c(Z; U) = ½ Σ_k logdet(I + p/(n ε²) (Z U_k)ᵀ(Z U_k)).
 
@@ -142,6 +144,7 @@ def _weighted_rate(z, weights, eps_sq, tokens):
     return jnp.sum(lax.map(one_class, jnp.moveaxis(weights, -1, 0)), axis=0)
 
 
+@everywhere
 def class_coding_rate(z, membership, *, eps_sq, mask=None):
     """Average coding rate of the classes of MCR²: R_c(Z | Π) = Σ_j (n_j/2n) logdet(I + d/(n_j ε²) Zᵀ Π_j Z),
     n_j = tr Π_j.
@@ -237,6 +240,7 @@ def _released_rate(y, eps_sq):
     return jnp.sum(_unit_rates_by_device(y, *alpha), axis=-1)
 
 
+@everywhere
 def released_coding_rate(projections, *, eps_sq=0.01):
     """The layer-wise metric of the released CRATE code: Σ_k ½ logdet(I + p/(n ε²) V_kᵀV_k), V_k unit-norm
     tokens.
@@ -273,6 +277,7 @@ def released_coding_rate(projections, *, eps_sq=0.01):
     return _released_rate(projections.astype(jnp.float32), split(eps_sq))
 
 
+@everywhere
 def mean_and_std(values):
     """Mean and standard deviation over the batch: Σv/b and (Σ(v − mean)²/(b − 1))^½, as the released metric
     reports.

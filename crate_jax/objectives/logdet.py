@@ -124,7 +124,8 @@ def _inverse(factor):
 def log1p(delta, k, rest=0.0):
     """log(1 + rest + 4^k δ), also where 4^k δ overflows."""
     beyond = (delta > 0) & (exponent(delta) + 2 * k > 100)
-    small = jnp.log1p(rest + shift(jnp.where(beyond, 0.0, delta), 2 * k))
+    power = jnp.where(delta > 0, 2 * k, jnp.minimum(2 * k, 100))  # 0 · ∞ has no place in a derivative
+    small = jnp.log1p(rest + shift(jnp.where(beyond, 0.0, delta), power))
     return jnp.where(beyond, jnp.log(jnp.where(beyond, delta, 1.0)) + 2 * math.log(2) * k, small)
 
 
@@ -306,7 +307,7 @@ def half_logdet(operands):
 
     Closed-form derivative <G, dY> + ½<G, Y>dα/α with G = αY(I + αYᵀY)⁻¹, itself differentiable to any order.
     """
-    z, alpha, bases, group, weight = operands
+    z, bases = operands.z, operands.bases
     shape = z.shape[:-2] if bases is None else (*z.shape[:-2], bases.shape[0])
     if 0 in z.shape or (bases is not None and 0 in bases.shape):
         return jnp.zeros(shape, jnp.float32)

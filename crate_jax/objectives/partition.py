@@ -1,7 +1,10 @@
 """An operation on batches of matrices that vmap and the partitioner leave whole."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -63,6 +66,47 @@ def batchwise(compute, rule, *, shared=None):
     return operation
 
 
-def on_explicit_axes(*arrays):
-    """True where one of `arrays` lies on a mesh whose axes are explicit (`jax.make_mesh` makes such by default)."""
-    return any(jax.typeof(x).sharding.mesh.explicit_axes for x in arrays if isinstance(x, jax.Array))
+def everywhere(function):
+    """`function` of arrays, with the same fp32 numbers under `jax_enable_x64` and on a mesh of explicit axes (what
+    `jax.make_mesh` makes by default).
+
+    float64 numbers lose the type that would spread to the result. On explicit axes XLA chooses the shardings inside, and a
+    result keeps the sharding of the first such array on the axes they share.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        args, kwargs = jax.tree.map(_number, (args, kwargs))
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+        arrays = [leaves[i] for i in places]
+        explicit = [x for x in arrays if jax.typeof(x).sharding.mesh.explicit_axes]
+        if not explicit:
+            return function(*args, **kwargs)
+
+        def call(*arrays):
+            filled = list(leaves)
+            for i, x in zip(places, arrays, strict=True):
+                filled[i] = x
+            args, kwargs = jax.tree.unflatten(tree, filled)
+            return function(*args, **kwargs)
+
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            shapes = jax.eval_shape(call, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays))
+        first = jax.typeof(explicit[0])
+
+        def sharding(result):
+            shared = zip(first.shape, first.sharding.spec, result.shape, strict=False)
+            spec = [axis if a == b else None for a, axis, b in shared]
+            return NamedSharding(first.sharding.mesh, PartitionSpec(*spec))
+
+        return jax.sharding.auto_axes(call, out_sharding=jax.tree.map(sharding, shapes))(*arrays)
+
+    return wrapper
+
+
+def _number(x):
+    """A float64 number as a Python number, which takes the type of what it meets, or float32 where it is traced."""
+    if getattr(x, "ndim", None) != 0 or x.dtype != np.float64:
+        return x
+    return x.astype(jnp.float32) if isinstance(x, jax.core.Tracer) else float(x)

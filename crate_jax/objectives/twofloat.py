@@ -96,6 +96,58 @@ def product(x, y):
     return _two_sum(multiply(first, second), multiply(first, y - second) + multiply(x - first, y))
 
 
+def product_exactly(x, y):
+    """x yᵀ as a pair `[r, s]`, to 2⁻⁴⁰ of its terms' size: x `[r, m]`, y `[s, m]`, six slices of 7 bits of each."""
+    bits, most = 7, 1024  # products of 14 bits: 2¹⁰ of them add exactly
+    pieces = -(-x.shape[-1] // most)
+    x, y = (jnp.pad(a, ((0, 0), (0, pieces * most - a.shape[-1]))) if pieces > 1 else a for a in (x, y))
+
+    def slices(a):
+        for _ in range(42 // bits):
+            part = _leading(a, bits)
+            yield part
+            a = a - part
+
+    def add(pair, operands):
+        left, right = (list(slices(a)) for a in operands)
+        for i, a in enumerate(left):
+            for b in right[: len(right) - i]:
+                pair = _add_pairs(pair, (jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST), jnp.float32(0)))
+        return pair, None
+
+    zero = zeros((x.shape[0], y.shape[0]), x)
+    if pieces <= 1:
+        return add((zero, zero), (x, y))[0]
+    split = (jnp.moveaxis(a.reshape(a.shape[0], pieces, most), 1, 0) for a in (x, y))
+    return lax.scan(add, (zero, zero), tuple(split))[0]
+
+
+def times(x, y):
+    """x y elementwise as a pair."""
+    (x_a, x_b), (y_a, y_b) = _halves(x), _halves(y)
+    hi, first = _two_sum(x_a * y_a, x_a * y_b)
+    hi, second = _two_sum(hi, x_b * y_a)
+    return _two_sum(hi, first + second + x_b * y_b)
+
+
+def add(x, y):
+    """The sum of two pairs as a pair."""
+    return _two_sum(*_add_pairs(x, y))
+
+
+def divide(x, y):
+    """x / y as a pair, of a number and a pair."""
+    quotient = x / y[0]
+    back, error = times(quotient, y[0])
+    return _two_sum(quotient, ((x - back) - error - quotient * y[1]) / y[0])
+
+
+def sum_of_squares(x, axis):
+    """Σ x² over one axis as a pair."""
+    zero = jnp.float32(0)
+    return lax.reduce(times(x, x), (zero, zero), _add_pairs, (axis % x.ndim,))
+
+
 def project(z, bases):
     """Z U_k as a pair `[..., k, n, p]`, as exact as `product`."""
     k, d, p = bases.shape

@@ -13,10 +13,13 @@ from jax import lax
 
 from crate_jax.objectives import arguments
 from crate_jax.objectives.coding_rate import subspace_coding_rate
+from crate_jax.objectives.partition import everywhere
+from crate_jax.objectives.powers import largest_exponent, shift
 
 HIGHEST = lax.Precision.HIGHEST
 
 
+@everywhere
 def mssa(z, bases, output=None, *, scale=None, softmax=True, causal=False, mask=None):
     """Multi-head subspace self-attention as released, without the skip: Σ_k softmax(s W_k W_kᵀ) W_k O_k.
 
@@ -96,6 +99,7 @@ def _back(heads, bases):
     return jnp.einsum("...knp,kdp->...nd", heads, bases, precision=HIGHEST)
 
 
+@everywhere
 def mssa_gradient_step(z, bases, *, step_size, eps_sq):
     """Exact gradient step on the subspace coding rate: Z − κ∇R^c(Z; U), ∇R^c = β Σ_k W_k (I + β W_kᵀW_k)⁻¹
     U_kᵀ.
@@ -121,6 +125,7 @@ def mssa_gradient_step(z, bases, *, step_size, eps_sq):
     return z - step_size * slope
 
 
+@everywhere
 def mssa_taylor_step(z, bases, *, step_size, eps_sq):
     """First-order step, before any softmax: Z − κβ Σ_k (W_k − β W_k W_kᵀW_k) U_kᵀ.
 
@@ -142,6 +147,7 @@ def mssa_taylor_step(z, bases, *, step_size, eps_sq):
     return z - step_size * beta * _back(w - beta * jnp.matmul(w, gram, precision=HIGHEST), bases)
 
 
+@everywhere
 def mssa_step(z, bases, *, step_size, eps_sq):
     """Compression step as derived in the paper: (1 − κβ) Z + κβ MSSA(Z), MSSA(Z) = β Σ_k softmax(W_k W_kᵀ)
     W_k U_kᵀ.
@@ -161,6 +167,7 @@ def mssa_step(z, bases, *, step_size, eps_sq):
     return (1 - step_size * beta) * z + step_size * beta**2 * mssa(z, bases, scale=1.0)
 
 
+@everywhere
 def mssa_released_step(z, bases, output=None):
     """Compression step as released, with the skip and without norm and bias: Z + Σ_k softmax(p^-½ W_k W_kᵀ)
     W_k O_k.
@@ -195,6 +202,7 @@ class StepAgreement(NamedTuple):
     relative_error: jax.Array
 
 
+@everywhere
 def step_agreement(z, moved, reference):
     """How far one step is from another: cosine, ‖a‖/‖b‖ and ‖a − b‖/‖b‖ of a = moved − Z and b = reference −
     Z.
@@ -228,7 +236,10 @@ def step_agreement(z, moved, reference):
     def norm(x):
         return jnp.sqrt(jnp.sum(x * x, axis=(-2, -1)))
 
-    a, b = steps
+    # Both over their common scale for the ratios, each over its own for the cosine: no square overflows or vanishes.
+    heights = [largest_exponent(step, (-2, -1)) for step in steps]
+    a, b = (shift(step, -height) for step, height in zip(steps, heights, strict=True))
     product = norm(a) * norm(b)
     cosine = jnp.sum(a * b, axis=(-2, -1)) / jnp.where(product > 0, product, 1.0)
+    a = shift(a, jnp.clip(heights[0] - heights[1], -120, 120))
     return StepAgreement(cosine, norm(a) / norm(b), norm(a - b) / norm(b))
