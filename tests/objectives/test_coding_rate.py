@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crate_jax import objectives
 
-SCALES = np.array([1e-4, 1e-2, 1.0, 30.0, 1e3, 1e4, 1e6])
+SCALES = np.array([1e-6, 1e-4, 1e-2, 1.0, 30.0, 1e3, 1e4, 1e6, 1e15, 1e25])
 SHAPES = ((50, 20), (8, 40), (200, 8))
 EPS_SQ = 0.1
 
@@ -37,14 +37,9 @@ def test_rate_is_right_at_every_scale_and_rank(kind, n, d):
 @pytest.mark.parametrize("kind", oracles.KINDS)
 def test_gradient_is_right(kind, n, d):
     gradient = jax.jit(jax.grad(lambda z: objectives.coding_rate(z, eps_sq=EPS_SQ)))
-    # Exactly dependent columns: the gradient falls as 1/scale and is below fp32 cancellation beyond 30.
-    singular = kind in ("duplicated columns", "equal tokens")
     for sample, scale in zip(family(kind, n, d), SCALES, strict=True):
-        if singular and scale > 30:
-            assert np.all(np.isfinite(gradient(sample)))
-            continue
         expected = oracles.coding_rate_gradient(sample, EPS_SQ)
-        error = np.linalg.norm(gradient(sample) - expected)
+        error = np.linalg.norm(np.asarray(gradient(sample), np.float64) - expected)
         assert error <= 1e-4 * np.linalg.norm(expected), (scale, error)
 
 
