@@ -140,6 +140,9 @@ def _weighted_rate(z, weights, eps_sq, tokens):
 
     if 0 in weights.shape:
         return jnp.zeros(z.shape[:-2], jnp.float32)
+    # Tokens of order one, their scale in ε²: the slope by a weight of 0 divides by what it has put beside it.
+    height = largest_exponent(z, (-2, -1))
+    z, eps_sq = shift(z, -height), (eps_sq[0], eps_sq[1] - 2 * height[..., 0])
     weights = jnp.broadcast_to(weights, (*z.shape[:-1], weights.shape[-1]))
     return jnp.sum(lax.map(one_class, jnp.moveaxis(weights, -1, 0)), axis=0)
 
