@@ -19,7 +19,7 @@ def entropy(probabilities):
         checked).
 
     Returns:
-      `[...]` fp32, nats, in [0, log m].
+      `[...]` fp32, nats, in [0, log m]. The slope at p = 0, truly infinite, counts as 0.
 
     Raises:
       ValueError: a non-floating dtype, no axis, negative entries, or a sum other than one.

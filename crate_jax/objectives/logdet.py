@@ -183,9 +183,8 @@ def _cholesky_twice(ratio, columns, operands, factor):
     logs = 2 * (jnp.log(pivots[0]) + math.log(2) * columns.k + jnp.log(pivots[1]))
     value = _half_sum(logs, operands.weight)
     back = _inverse(second)
-    x = jnp.matmul(jnp.matmul(body, _transpose(back), precision=HIGHEST), back, precision=HIGHEST)
-    x = jnp.matmul(x, inverse, precision=HIGHEST)
-    inverse = jnp.matmul(back, inverse, precision=HIGHEST)
+    mended = jnp.matmul(jnp.matmul(_transpose(back), back, precision=HIGHEST), inverse, precision=HIGHEST)
+    x = jnp.matmul(body, mended, precision=HIGHEST)
     # A column of S changes by 2⁻²⁴ of its rounding, the value by <aX, that>, X by about that times A⁻¹.
     a, scale, rounding = columns.a, _relative(columns), columns.rounding
     moved = jnp.sum(rounding * a * jnp.sqrt(jnp.sum(x**2, axis=-2)), axis=-1)
@@ -241,24 +240,25 @@ def value_and_slope(ratio, operands):
     def either(trusted, first, second):
         """Each sample's own choice, so that a result does not depend on the rest of the batch."""
         return tuple(
-            jnp.where(jnp.reshape(trusted, trusted.shape + (1,) * (a.ndim - trusted.ndim)), a, b)
+            a
+            if a is None
+            else jnp.where(trusted.reshape(trusted.shape + (1,) * (a.ndim - trusted.ndim)), a, b)
             for a, b in zip(first, second, strict=True)
         )
 
     value, x, trusted, factor = _cholesky(ratio, columns, weight)
-    once = result(value, x)
 
     def otherwise():
-        value, x, mended = _cholesky_twice(ratio, columns, operands, factor)
-        better = either(trusted, once, result(value, x))
+        value_twice, x_twice, mended = _cholesky_twice(ratio, columns, operands, factor)
+        better = either(trusted, (value, x), (value_twice, x_twice))
         good = trusted | mended
-        return lax.cond(
-            jnp.all(good),
-            lambda: better,
-            lambda: either(good, better, result(*_orthogonalised(columns, operands))),
-        )
 
-    return lax.cond(jnp.all(trusted), lambda: once, otherwise)
+        def exactly():
+            return result(*either(good, better, _orthogonalised(columns, operands)))
+
+        return lax.cond(jnp.all(good), lambda: result(*better), exactly)
+
+    return lax.cond(jnp.all(trusted), lambda: result(value, x), otherwise)
 
 
 def _dispatch():

@@ -117,7 +117,10 @@ def variational_rate_reduction(z, membership, atoms, spectrum, *, eps_sq, penalt
       eps_sq: ε² > 0. penalty: λ.
 
     Returns:
-      Scalar fp32, nats.
+      Scalar fp32, nats. The residual is formed with twice the digits of fp32 and then squared: within 1e-3 of float64 for
+      token norms from 1 to 100 (measured: n = 1000, d = 16). A norm above 1e9 overflows in the fourth power, truly. By the
+      weights of an empty class the slope of its logarithms, truly infinite where A > 0, is log(1 + d/ε² A)/(2n): that of
+      one token.
 
     Raises:
       ValueError: as for `class_coding_rate`; integer labels; atoms or spectrum that do not fit.
@@ -165,7 +168,7 @@ def token_statistics_coding_rate(z, bases, membership, *, eps_sq):
       eps_sq: ε² > 0.
 
     Returns:
-      `[...]` fp32, nats, ≥ 0.
+      `[...]` fp32, nats, ≥ 0. By the weights of an empty group the gradient is the one-sided derivative.
 
     Raises:
       ValueError: as for `class_coding_rate` and `subspace_coding_rate`; integer labels; another number of

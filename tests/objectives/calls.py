@@ -80,7 +80,10 @@ CALLS = {
     "rate_reduction": (lambda z, labels: o.rate_reduction(z, labels, eps_sq=0.5),),
     "released_coding_rate": (lambda heads: o.released_coding_rate(heads),),
     "simdino_regularizer": (lambda z: o.simdino_regularizer(z),),
-    "soft_threshold": (lambda z: o.soft_threshold(z, 0.3), lambda z: o.soft_threshold(z, 0.3, nonnegative=True)),
+    "soft_threshold": (
+        lambda z: o.soft_threshold(z, 0.3),
+        lambda z: o.soft_threshold(z, 0.3, nonnegative=True),
+    ),
     "sparse_rate_reduction": (lambda z, bases: o.sparse_rate_reduction(z, bases, eps_sq=0.5, penalty=0.1),),
     "sparse_rate_reduction_l1": (
         lambda z, bases, mask: o.sparse_rate_reduction_l1(z, bases, eps_sq=0.5, penalty=0.1, mask=mask),

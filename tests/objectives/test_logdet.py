@@ -42,7 +42,9 @@ def cheap(monkeypatch):
 @pytest.mark.parametrize("eps_sq", [0.01, 0.5])
 def test_tokens_of_a_trained_network_need_no_orthogonalisation(cheap, n, d, eps_sq):
     z = np.stack([oracles.tokens("trained", n, d, seed) for seed in range(2)]).astype(np.float32)
-    bases = np.linalg.qr(np.random.default_rng(1).normal(size=(4, d, d)))[0][:, :, : d // 4].astype(np.float32)
+    bases = np.linalg.qr(np.random.default_rng(1).normal(size=(4, d, d)))[0][:, :, : d // 4].astype(
+        np.float32
+    )
     _, _, trusted, _ = logdet._cholesky(True, operands(z, eps_sq)[1], None)
     assert n == 5 or not np.all(trusted)  # one Cholesky factorisation is not enough for them
     value, slope = jax.value_and_grad(lambda z: objectives.coding_rate(z, eps_sq=eps_sq).sum())(z)
@@ -145,9 +147,15 @@ def test_numbers_as_mantissa_and_power():
         for value in (x, jnp.float32(x)):
             mantissa, power = powers.split(value)
             assert 1 <= mantissa < 2
-            np.testing.assert_allclose(np.float64(mantissa) * 2.0 ** float(power), np.float64(value), rtol=1e-6)
+            np.testing.assert_allclose(
+                np.float64(mantissa) * 2.0 ** float(power), np.float64(value), rtol=1e-6
+            )
     scale = powers.quotient(7, 3.0, 1e-40)
     assert 1 <= scale.mantissa < 4
-    np.testing.assert_allclose(np.log(float(scale.mantissa)) + float(scale.power) * np.log(4), np.log(7 / 3e-40))
-    slope = jax.grad(lambda x: powers.quotient(7, x).mantissa * 4.0 ** float(powers.quotient(7, 3.0).power))(3.0)
+    np.testing.assert_allclose(
+        np.log(float(scale.mantissa)) + float(scale.power) * np.log(4), np.log(7 / 3e-40)
+    )
+    slope = jax.grad(lambda x: powers.quotient(7, x).mantissa * 4.0 ** float(powers.quotient(7, 3.0).power))(
+        3.0
+    )
     np.testing.assert_allclose(slope, -7 / 9, rtol=1e-6)

@@ -132,7 +132,13 @@ def test_variational_rate_reduction_of_long_tokens(norm, kind):
         np.testing.assert_allclose(slope[i, j], wanted, rtol=1e-2, atol=1e-4 * max(1, np.abs(slope).max()))
 
 
-CASES = {"wide": (7, 10, 1.0), "tall": (30, 5, 1.0), "short": (20, 6, 1e-3), "long": (20, 6, 1e3), "huge": (9, 4, 1e20)}
+CASES = {
+    "wide": (7, 10, 1.0),
+    "tall": (30, 5, 1.0),
+    "short": (20, 6, 1e-3),
+    "long": (20, 6, 1e3),
+    "huge": (9, 4, 1e20),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -157,7 +163,9 @@ def test_membership_gradients_at_one_hot_weights(function, case):
             moments = weight @ (tokens @ bases[j]) ** 2
             grown = alpha(count) * moments
             mine = alpha(count) * (tokens[i] @ bases[j]) ** 2
-            return ((np.log1p(grown) - grown / (1 + grown)).sum() + (count * mine / (1 + grown)).sum()) / (2 * n)
+            return ((np.log1p(grown) - grown / (1 + grown)).sum() + (count * mine / (1 + grown)).sum()) / (
+                2 * n
+            )
         u, s, vt = np.linalg.svd(weight[:, None] * tokens, full_matrices=False)
         s = oracles.exact(s)
         grown = alpha(count) * s**2
