@@ -64,7 +64,7 @@ def mssa(z, bases, output=None, *, scale=None, softmax=True, causal=False, mask=
     w = jnp.swapaxes(flat.reshape(*z.shape[:-1], heads, p), -3, -2)
     if not softmax and not causal and mask is None:
         gram = jnp.einsum("...ip,...iq->...pq", w, w, preferred_element_type=jnp.float32)
-        mixed = w @ (gram * (scale / z.shape[-2])).astype(z.dtype)
+        mixed = w @ (gram * (scale / max(z.shape[-2], 1))).astype(z.dtype)
         return _join_heads(mixed, output)
     scores = scale * jnp.einsum("...ip,...jp->...ij", w, w, preferred_element_type=jnp.float32)
     allowed = jnp.tril(jnp.ones((z.shape[-2],) * 2, bool)) if causal else None
@@ -91,7 +91,7 @@ def _join_heads(mixed, output):
 def _prepare(z, bases, eps_sq):
     z, bases = arguments.tokens_and_bases(z, bases)
     arguments.positive("eps_sq", eps_sq)
-    return z.astype(jnp.float32), bases.astype(jnp.float32), bases.shape[-1] / (z.shape[-2] * eps_sq)
+    return z.astype(jnp.float32), bases.astype(jnp.float32), bases.shape[-1] / (max(z.shape[-2], 1) * eps_sq)
 
 
 def _back(heads, bases):
@@ -191,6 +191,7 @@ def mssa_released_step(z, bases, output=None):
     >>> mssa_released_step(jnp.eye(4), bases).shape
     (4, 4)
     """
+    z, bases = arguments.tokens_and_bases(z, bases)
     return z + mssa(z, bases, output)
 
 

@@ -166,7 +166,7 @@ def test_membership_gradients_at_one_hot_weights(function, case):
             return ((np.log1p(grown) - grown / (1 + grown)).sum() + (count * mine / (1 + grown)).sum()) / (
                 2 * n
             )
-        u, s, vt = np.linalg.svd(weight[:, None] * tokens, full_matrices=False)
+        _, s, vt = np.linalg.svd(weight[:, None] * tokens, full_matrices=False)
         s = oracles.exact(s)
         grown = alpha(count) * s**2
         inside = vt @ tokens[i]
