@@ -1,4 +1,10 @@
-"""Train a model; started again with the same workdir it goes on where it stopped."""
+"""Train a model; started again with the same workdir it goes on where it stopped.
+
+    python -m crate_jax.train --config=configs/base.py --workdir=runs/base
+    python -m crate_jax.train --config=configs/igpt.py:crate --config.optimizer.lr=1e-3 --config.total_epochs=5
+
+SIGTERM or Ctrl-C saves the run and ends with exit code 75: start it again to go on.
+"""
 
 import collections
 import dataclasses
@@ -31,9 +37,14 @@ from crate_jax.training.summary import print_summary
 STEPS_IN_FLIGHT = 2
 
 
-def main(argv: list[str]) -> None:
-    config, path, overrides = cli.parse_config_file(argv)
-    train(config, path, overrides)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(cli.ConfigFlags, processes.JobFlags):
+    """Those of a configuration and of a job."""
+
+
+def main(argv: list[str]) -> int | None:
+    _, config, path, overrides = cli.parse_config_file(argv, Flags)
+    return cli.STOPPED if train(config, path, overrides) is None else None
 
 
 def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[str, float] | None:
@@ -294,4 +305,4 @@ class Trainer:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

@@ -74,7 +74,7 @@ def test_a_suffix_on_the_command_line_replaces_the_one_in_the_file():
         ({"batchsize": 3}, "unknown key batchsize; did you mean batch_size?"),
         ({"data": {"nmae": "digits"}}, "unknown key data.nmae; did you mean data.name?"),
         ({"model": {"family": "crates"}}, "model.family: found 'crates'; accepted: crate"),
-        ({"total_epochs": -1}, "total_epochs: found -1; accepted: a number ≥ 0"),
+        ({"total_epochs": -1}, "total_epochs: found -1; accepted: a number of at least 0"),
     ],
 )
 def test_mistakes_in_a_configuration(values, message):
