@@ -23,8 +23,10 @@ from crate_jax.runs.config import Config, DataConfig
 from crate_jax.runs.console import console, wide_table
 from crate_jax.runs.metrics import write_atomically
 from crate_jax.settings import setting
-from crate_jax.training.restore import open_data, open_run
-from crate_jax.training.run import Run
+from crate_jax.training.building import Run
+from crate_jax.training.checkpoint import BEST, LATEST
+from crate_jax.training.opening import open_model, open_run
+from crate_jax.training.restoring import at_resolution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,26 +34,31 @@ class Flags(cli.WorkdirFlags, processes.JobFlags):
     """Those of a run and of a job, and what else may be probed."""
 
     random: bool = setting(False, "Probe the untrained network alone.")
-    checkpoint: Path | None = setting(None, "A released checkpoint, in place of a run's.")
+    checkpoint: str = setting(
+        LATEST,
+        "The checkpoint: latest, best, or the step of one that is kept; or a released file, in place of a run's.",
+    )
     family: str | None = setting(None, "The family of the released checkpoint.", choices=weights.FAMILIES)
     heads: int | None = setting(None, "Its number of heads.", least=1)
 
 
 def main(argv: list[str]) -> None:
-    released = cli.peek(argv, Flags)
-    if released.checkpoint is not None:
-        run, params = open_released(argv, released)
-        probe(run, {released.checkpoint.stem: params})
+    checkpoint = cli.peek(argv, Flags).checkpoint
+    if checkpoint not in (LATEST, BEST) and not checkpoint.isdecimal():
+        run, params = open_released(argv)
+        probe(run, {Path(checkpoint).stem: params})
         return
     flags, config, path, overrides = cli.parse_workdir(argv, Flags)
     if flags.random:
-        probe(open_data(config, path), {})
+        probe(open_model(config, path), {})
     else:
-        run, params, step = open_run(config, path, overrides, match_classes=False)
+        run, params, step = open_run(
+            path, checkpoint, config=config, overrides=overrides, match_classes=False
+        )
         probe(run, {f"step-{step}": params})
 
 
-def open_released(argv: list[str], flags: Flags) -> tuple[Run, models.Params]:
+def open_released(argv: list[str]) -> tuple[Run, models.Params]:
     """The released checkpoint of `--checkpoint=FILE --family=… --heads=… --workdir=… --config.data.name=…`.
 
     The workdir may be a new folder. Images are normalised as `--config.data.mean` and `--config.data.std` say; those of a
@@ -60,11 +67,12 @@ def open_released(argv: list[str], flags: Flags) -> tuple[Run, models.Params]:
     Raises:
       InputError: a flag is missing, or the checkpoint is not of the family (see `weights.load`).
     """
+    flags = cli.peek(argv, Flags)
     if flags.family is None or flags.heads is None:
         raise InputError(
             f"--checkpoint needs --family ({', '.join(weights.FAMILIES)}) and --heads (their number) beside it"
         )
-    model, params = weights.load(str(flags.checkpoint), flags.family, heads=flags.heads)
+    model, params = weights.load(flags.checkpoint, flags.family, heads=flags.heads)
     if isinstance(model, models.TokenConfig):
         default = Config(
             model=model,
@@ -76,7 +84,8 @@ def open_released(argv: list[str], flags: Flags) -> tuple[Run, models.Params]:
     _, config, path, overrides = cli.parse_workdir(argv, Flags, default)
     if "data.name" not in overrides:
         raise InputError("--checkpoint needs the data beside it, such as --config.data.name=folder:PATH")
-    run = open_data(config, path)
+    run = open_model(config, path)
+    params = at_resolution(params, model, run.config.model)
     return run, jax.device_put(params, tree_shardings(params, run.mesh))
 
 

@@ -23,9 +23,9 @@ from crate_jax.runs import cli
 from crate_jax.runs.console import console, progress, table
 from crate_jax.runs.metrics import write_atomically
 from crate_jax.settings import LARGEST_SEED, setting
-from crate_jax.tasks.tokenizer import Pixels, make_tokenizer
-from crate_jax.training.restore import open_run
-from crate_jax.training.run import Run
+from crate_jax.tasks.tokenizer import make_tokenizer
+from crate_jax.training.building import Run
+from crate_jax.training.opening import open_run
 
 MODES = ("unconditional", "complete")
 TASKS = ("autoregressive", "joint")
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
                 raise InputError(f"--{name} belongs to --mode=complete")
     draw = sampling.Draw(flags.temperature, flags.top_k, flags.top_p)
     draw.check(config.model.vocab_size)
-    run, params, step = open_run(config, path, overrides)
+    run, params, step = open_run(path, flags.checkpoint, config=config, overrides=overrides)
     if run.info.kind == "text":
         _write_text(run, params, step, flags, draw)
         return
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     rows = size // 2 if rows is None else rows
     if mode == "complete" and not 0 < rows < size:
         raise InputError(f"--rows: found {rows}; accepted: 1 to {size - 1}, some of the image's {size} rows")
-    tokenizer = make_tokenizer(Pixels(run.info.max_value, run.colours), config.model.vocab_size)
+    tokenizer = make_tokenizer(run.pixels, run.config.model.vocab_size)
     originals, given = np.zeros((num, size * size), np.int32), 0
     if mode == "complete":
         images = _inputs(run, flags.input, num)
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     default = run.workdir / "report" / ("samples.png" if mode == "unconditional" else "completions.png")
     output = flags.output or default
     output.parent.mkdir(parents=True, exist_ok=True)
-    scale = 255 / run.info.max_value if run.colours is None else 1
+    scale = 255 / run.info.max_value if run.palette is None else 1
     pictures = [tokenizer.decode(tokens) * scale]
     arrays = {"tokens": tokens}
     if mode == "complete":
@@ -163,7 +163,7 @@ def _inputs(run: Run, path: Path | None, num: int) -> np.ndarray:
     """Images to complete, uint8 `[b, s, s, c]`, b ≤ num."""
     data = run.config.data
     if path is None:
-        source = run.source("test")
+        source = run.data.source("test")
         chosen = np.linspace(0, len(source) - 1, min(num, len(source)), dtype=int)
         return np.stack([source[int(i)]["image"] for i in chosen])
     images = folders.read_images(path, limit=num, size=data.image_size, channels=data.channels)

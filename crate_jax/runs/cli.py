@@ -52,6 +52,7 @@ class WorkdirFlags:
     """Of a command that looks at a run."""
 
     workdir: str = setting(REQUIRED, "The folder of a training run.")
+    checkpoint: str = setting("latest", "The checkpoint: latest, best (by its evaluation), or the step of one that is kept.")
 
 
 F = TypeVar("F")

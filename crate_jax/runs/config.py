@@ -30,7 +30,7 @@ class DataConfig:
 
     name: str = setting(
         "digits",
-        "digits, stdlib, tfds:NAME, or a path after folder:, array_record:, tar:, parquet:, npz: or text: (docs/data.md).",
+        "The dataset: digits, stdlib, tfds:NAME, or a path after folder:, array_record:, tar:, parquet:, npz: or text: (docs/data.md).",
     )
     data_dir: str | None = setting(None, "Where tfds keeps prepared datasets.")
     train_split: str = setting("train", "What is trained on, as in TFDS: train[:90%], train+validation.")
@@ -73,7 +73,6 @@ class DataConfig:
         None, "An .npy of colours for token models; left out: k-means over the training images."
     )
     threads: int | None = setting(None, "Threads that prepare batches; left out: one per core.", least=1)
-    benchmark: bool = setting(False, "Measure the input pipeline alone and beside training steps, then stop.")
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -85,7 +84,7 @@ class DataConfig:
 class OptimizerConfig:
     """An optimiser with decoupled weight decay. The learning rate warms up to `lr`, then follows a cosine to zero."""
 
-    name: str = setting("lion", "lion, adamw, adafactor or sgd.")
+    name: str = setting("lion", "The optimiser: lion, adamw, adafactor or sgd.")
     lr: float = setting(2e-4, "Learning rate at its highest.", above=0)
     weight_decay: float = setting(0.05, "Decoupled weight decay, multiplied by the learning rate.", least=0)
     b1: float = setting(0.9, "Decay of the first moment, of Lion and AdamW.", least=0, below=1)
@@ -137,7 +136,7 @@ class Config:
     model: Any
     task: str = setting(
         "classify",
-        "classify, autoregressive, bert, joint, masked_autoencoder, autoencoder or simdino.",
+        "What is learned: classify, autoregressive, bert, joint, masked_autoencoder, autoencoder or simdino.",
     )
     seed: int = setting(0, "Determines parameters, batches and augmentation.", least=0, most=LARGEST_SEED)
     batch_size: int = setting(64, "Examples per step, over all devices and accumulation steps.", least=1)
@@ -321,7 +320,7 @@ def _fit_to_text(config: Config, overrides: Collection[str]) -> Config:
         )
     for field in dataclasses.fields(DataConfig):
         found, accepted = getattr(config.data, field.name), getattr(default, field.name)
-        if found != accepted and field.name not in ("name", "threads", "benchmark"):
+        if found != accepted and field.name not in ("name", "threads"):
             raise InputError(f"data.{field.name}: found {found}; accepted for text: {accepted}")
     if "model.vocab_size" in overrides and model.vocab_size != BYTES:
         raise InputError(f"model.vocab_size: found {model.vocab_size}; accepted: {BYTES}, the bytes of text")
