@@ -215,7 +215,7 @@ def test_configurations_that_launch_files_name_exist():
 
 def test_the_flags_of_launch_files_are_accepted():
     task = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
-    script = re.sub(r"\$\(.*\)", "host", task["run"])
+    script = re.sub(r"\$\(.*\)", "host", task["run"]).replace("\\\n", "")
     script = script.replace("$SKYPILOT_NUM_NODES", "2").replace("$SKYPILOT_NODE_RANK", "0")
     (jobset,) = yaml.safe_load_all((ROOT / "launch" / "gke_jobset.yaml").read_text())
     pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
