@@ -101,11 +101,13 @@ def fit(
         uint8 [*size, channels]; the image itself where nothing has to change.
 
     Raises:
-        InputError: the image cannot be decoded, or ``resize`` leaves less than ``size``.
+        InputError: the image cannot be decoded, ``resize`` leaves less than ``size``, or there is ``stretch`` beside it.
     """
     image, (rows, columns) = _array(image, channels), sides(size)
     if image.shape == (rows, columns, channels) and resize is None:
         return image
+    if stretch and resize is not None:
+        raise InputError(f"data.eval_resize: found {resize} beside data.stretch; accepted: one of them")
     if stretch:
         return resample(image, size)
     height, width, _ = image.shape

@@ -1,8 +1,8 @@
 """Crops, resizing and random policies against torchvision 0.28 and timm 1.0 on images of Pillow 13.
 
 tests/fixtures/transforms_torchvision.npz holds what they made of a drawn picture with ramps, edges and noise, 60×80, and of
-a part of it, 16×16: `crop/FILTER/i` of `resized_crop` to 24×24, `stretch` of `resize`, `randaugment/OPERATION/MAGNITUDE/SIGN`
-and `trivial/…` of torchvision's operations, `timm/OPERATION/MAGNITUDE/FILTER/SIGN` of timm's "increasing" ones.
+a part of it, 16×16: `crop/FILTER/i` of `resized_crop` to 24×24, `stretch` of `resize`; of torchvision's operations
+`randaugment/OPERATION/MAGNITUDE/SIGN` and `trivial/…`; of timm's "increasing" ones `timm/OPERATION/MAGNITUDE/FILTER/SIGN`.
 """
 
 from pathlib import Path
