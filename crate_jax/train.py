@@ -2,25 +2,25 @@
 
 import collections
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 
 import jax
 
 from crate_jax import InputError
-from crate_jax.analysis import figures, layerwise
+from crate_jax.analysis import layerwise
 from crate_jax.data import pipeline, subset
 from crate_jax.parallel import processes
 from crate_jax.parallel.feed import Feed
-from crate_jax.parallel.sharding import MeshConfig, make_mesh, replicated, shard_batch
+from crate_jax.parallel.sharding import shard_batch
+from crate_jax.reports.base import TrainedRun
+from crate_jax.reports.writing import write_report
 from crate_jax.runs import cli, workdir
 from crate_jax.runs.config import Config
 from crate_jax.runs.console import TrainingProgress, console, table
-from crate_jax.runs.metrics import MetricsWriter, ThroughputWindow, read_metrics, write_atomically
+from crate_jax.runs.metrics import MetricsWriter, ThroughputWindow, read_metrics
 from crate_jax.training import evaluation, optim, program, restore, state, steps, throughput
 from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.run import Run, make_run
@@ -107,9 +107,8 @@ class Trainer:
         self.batches = run.train_batches()
         test = run.source("test")
         self.eval_batches = run.eval_batches(test)
-        # Held out, and the same at every reading: one batch while training, more at the end.
+        # Held out, and the same at every reading.
         self.sample = run.eval_batches(subset.spread(test, config.batch_size))
-        self.large_sample = run.eval_batches(subset.spread(test, layerwise.MAX_EXAMPLES))
         one = self.batches.example()
         self.abstract, lowered = program.lower(run, tx, one, log_steps=self.every["log"])
         # Ahead of time: its memory is known before step 1.
@@ -222,39 +221,6 @@ class Trainer:
     def _read_layers(self, params, batches: pipeline.Evaluation) -> layerwise.Measurement:
         return layerwise.measure(self.read_layers, params, batches, self.run.mesh)
 
-    def _report_layers(self, params) -> Path:
-        """Write `report/layerwise.json` and `.png`: the parameters that training began with against those it ended with."""
-        run = self.run
-        initial = jax.jit(run.model.init, out_shardings=state.shardings_of(self.abstract.params))(self.key)
-        measured = {
-            "initial": self._read_layers(initial, self.large_sample),
-            "trained": self._read_layers(params, self.large_sample),
-        }
-        report = run.workdir / "report"
-        write_atomically(report / "layerwise.json", json.dumps(measured, indent=1) + "\n")
-        title = f"{run.model.config.family} on held-out {run.info.name}"
-        figures.layerwise(**measured, path=report / "layerwise.png", title=title)
-        return report / "layerwise.png"
-
-    def _report_task(self, params, values: dict[str, float]) -> dict[str, str]:
-        """The task's own reports: of several processes the first makes them, on one device of its own."""
-        run, mesh, rows = self.run, self.run.mesh, {}
-        if processes.several():
-            mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-            if run.task.show is not None:
-                params = jax.jit(lambda params: params, out_shardings=replicated(run.mesh))(params)
-                params = jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
-        if not processes.is_first():
-            return rows
-        with jax.set_mesh(mesh):
-            if run.task.report is not None:
-                rows |= run.task.report(values, run.source("test"), run.workdir / "report")
-            if run.task.show is not None:
-                rows |= run.task.show(
-                    partial(run.model.apply, params), run.source("test"), run.workdir / "report"
-                )
-        return rows
-
     def _raise_nonfinite(self, current: state.TrainState) -> None:
         """The state stopped moving at the bad step, and the batch is a function of the step: look at it again."""
         step = int(current.step)
@@ -279,16 +245,14 @@ class Trainer:
         )
 
     def _finish(self, current: state.TrainState) -> dict[str, float]:
-        """Evaluate the last parameters, draw the layers, write the final line."""
+        """Evaluate the last parameters, write the final line, make the report."""
         values = self._evaluate(current)
+        step = int(current.step)
+        self.writer.write(step, {**values, "final": True})
         rows = {name.removeprefix("eval/"): f"{value:.4f}" for name, value in values.items()}
         rows["count"] = f"{values['eval/count']:.0f} examples"
-        if self.run.model.readings is not None:
-            rows["layers"] = self._report_layers(current.eval_params)
-        self.writer.write(int(current.step), {**values, "final": True})
-        title = f"{self.run.model.config.family} on {self.run.info.name}"
-        figures.losses(read_metrics(self.writer.path), self.run.workdir / "report" / "loss.png", title=title)
-        rows |= self._report_task(current.eval_params, values)
+        trained = TrainedRun(self.run, current.eval_params, step, read_metrics(self.writer.path))
+        rows |= write_report(trained).written
         table("test set, last parameters", {**rows, "metrics": self.writer.path})
         return values
 
