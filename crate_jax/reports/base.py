@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from crate_jax.models import Params
-from crate_jax.training.run import Run
+from crate_jax.training.building import Run
 
 
 @dataclasses.dataclass(frozen=True)

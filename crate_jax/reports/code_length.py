@@ -11,7 +11,7 @@ from crate_jax.compression import baselines
 from crate_jax.data.sources import Source
 from crate_jax.reports.base import SectionResult, Table, TrainedRun, lower_by
 from crate_jax.tasks import Task
-from crate_jax.tasks.tokenizer import Pixels, make_tokenizer
+from crate_jax.tasks.tokenizer import make_tokenizer
 
 # No more tokens than this are looked at, of examples spread evenly over the split: LZMA is slow.
 MAX_TOKENS = 2**24
@@ -28,8 +28,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     if not (isinstance(model, models.TokenConfig) and model.causal and evaluated):
         return None
     nats = evaluated.get("eval/generative_loss", evaluated["eval/loss"])
-    pixels = Pixels(run.info.max_value, run.colours, run.info.kind == "text")
-    source = run.source("test")
+    source = run.data.source("test")
     chosen, tokens = reported_tokens(run.task, source)
     bits = {
         "model": nats * tokens.size / math.log(2),
@@ -38,13 +37,13 @@ def make(trained: TrainedRun) -> SectionResult | None:
         "zlib -9": baselines.zlib_bits(tokens),
         "lzma -9e": baselines.lzma_bits(tokens),
     }
-    if not pixels.text:
-        seen = make_tokenizer(pixels, model.vocab_size).decode(tokens)
+    if not run.pixels.text:
+        seen = make_tokenizer(run.pixels, model.vocab_size).decode(tokens)
         bits["png, a file an image"] = baselines.png_bits(seen)
         bits["png, one contact sheet"] = baselines.png_sheet_bits(seen)
-    what = "windows of text" if pixels.text else "images"
+    what = "windows of text" if run.pixels.text else "images"
     lengths, table = compare(
-        f"code length of {describe(tokens, source, what)}", bits, tokens.size, pixels.unit
+        f"code length of {describe(tokens, source, what)}", bits, tokens.size, run.pixels.unit
     )
     values = {"examples": len(tokens), "tokens": tokens.size, "code_length": lengths}
     text = (
@@ -53,13 +52,13 @@ def make(trained: TrainedRun) -> SectionResult | None:
         "token before. zlib, LZMA and PNG compressed the same tokens."
     )
     note = None
-    if run.colours is not None:
+    if run.palette is not None:
         images = np.stack([source[int(i)]["image"] for i in chosen])
         mse = float(np.mean((images.astype(np.float64) - seen) ** 2))
         # JSON has no infinity; with no error at all there is no signal-to-noise ratio either.
         psnr = 10 * math.log10(255**2 / mse) if mse else None
         values["palette"] = {"mse": mse, "psnr_db": psnr}
-        about = f"palette of {len(run.colours)} colours: mean squared error {mse:.1f}"
+        about = f"palette of {len(run.palette)} colours: mean squared error {mse:.1f}"
         note = about + (f", {psnr:.2f} dB" if mse else "")
         text += f" The images' colours were first replaced by the nearest of the palette: {note}, for values 0 … 255."
     return SectionResult("Code length", text, values, [table], note=note)

@@ -22,7 +22,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     run = trained.run
     if run.model.readings is None:
         return None
-    sample = run.eval_batches(subset.spread(run.source("test"), layerwise.MAX_EXAMPLES))
+    sample = run.data.eval_batches(subset.spread(run.data.source("test"), layerwise.MAX_EXAMPLES))
     read = layerwise.make_reader(run.model, run.task, run.mesh)
     shardings = tree_shardings(run.model.abstract_params, run.mesh)
     initial = jax.jit(run.model.init, out_shardings=shardings)(jax.random.key(run.config.seed))

@@ -13,7 +13,6 @@ from crate_jax.models.layers import patchify, unpatchify
 from crate_jax.parallel.sharding import replicated, shard_batch
 from crate_jax.reports.base import Figure, SectionResult, Table, TrainedRun, lower_by
 from crate_jax.tasks.reconstruct import Reconstruction, patch_errors, patch_moments
-from crate_jax.tasks.tokenizer import Pixels
 
 # So many test images are looked at, spread evenly over the split, and so many of those are drawn.
 MAX_EXAMPLES, DRAWN = 1024, 16
@@ -37,7 +36,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     if run.config.task not in ("masked_autoencoder", "autoencoder"):
         return None
     masked = run.config.task == "masked_autoencoder"
-    images = Reconstruction(run.config, Pixels(run.info.max_value, run.colours), masked)
+    images = Reconstruction(run.config, run.pixels, masked)
     seen = _look(trained, images)
     guesses = {"model": seen.prediction, "mean patch": mean_patch(seen.targets, seen.mask)}
     if masked:
@@ -77,7 +76,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
 def _look(trained: TrainedRun, images: Reconstruction) -> _Seen:
     """Every process runs this, and each of them has all results."""
     run = trained.run
-    source = run.source("test")
+    source = run.data.source("test")
     chosen = np.linspace(0, len(source) - 1, min(len(source), MAX_EXAMPLES)).astype(int)
     drawn = np.linspace(0, len(chosen) - 1, min(len(chosen), DRAWN)).astype(int)
 
@@ -89,7 +88,7 @@ def _look(trained: TrainedRun, images: Reconstruction) -> _Seen:
         return *seen, patchify(pixels, images.model.patch_size), batch["mask"]
 
     parts, patches, done = [], [], 0
-    for batch in run.eval_batches(subset.spread(source, MAX_EXAMPLES)):
+    for batch in run.data.eval_batches(subset.spread(source, MAX_EXAMPLES)):
         # An example's mask depends on its place in the whole split.
         batch = {"image": batch["image"], "index": chosen[batch["index"]], "mask": batch["mask"]}
         *seen, whole, counts = jax.device_get(look(trained.params, shard_batch(batch, run.mesh)))

@@ -19,8 +19,9 @@ from crate_jax.reports import SECTIONS, Section, SectionResult, TrainedRun
 from crate_jax.reports.page import render
 from crate_jax.runs.config import to_config_dict
 from crate_jax.runs.console import console, wide_table
-from crate_jax.runs.metrics import write_atomically
+from crate_jax.runs.metrics import read_metrics, write_atomically
 from crate_jax.runs.workdir import without_none
+from crate_jax.training.opening import Opened
 
 PAGE = "index.html"
 
@@ -38,12 +39,13 @@ class Outcome:
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write_report(trained: TrainedRun) -> Outcome:
+def write_report(opened: Opened) -> Outcome:
     """Make all sections that apply to a run, print their tables, and write `report/`; every process of the run calls this.
 
     A section that fails is one line and takes nothing else with it: a run that was trained must not be lost to its report.
     One that cannot be made, because the data are not here, is taken over from an earlier report of the same step.
     """
+    trained = TrainedRun(*opened, read_metrics(opened.run.workdir / "metrics.jsonl"))
     outcome, folder = Outcome(), trained.run.workdir / "report"
     earlier = _earlier(folder)
     sections = []

@@ -38,18 +38,21 @@ def trained_on(
 ):
     """A run whose test set is `images` (or windows of text) and whose model is `apply`."""
     name = "text" if text else "image"
+    pixels = Pixels(max_value, colours, text)
     source = [{name: image} for image in images]
     info = SimpleNamespace(name="made", max_value=max_value, kind="text" if text else "images")
     run = SimpleNamespace(
         config=config,
         workdir=workdir,
         info=info,
-        colours=colours,
+        palette=colours,
+        pixels=pixels,
         mesh=MESH,
-        task=make_task(config, Pixels(max_value, colours, text)),
+        task=make_task(config, pixels),
         model=SimpleNamespace(apply=lambda params, *args, **options: apply(*args, **options), readings=None),
-        source=lambda use: source,
-        eval_batches=partial(pipeline.evaluation, batch_size=2),
+        data=SimpleNamespace(
+            source=lambda use: source, eval_batches=partial(pipeline.evaluation, batch_size=2)
+        ),
     )
     return TrainedRun(run, {}, 2, lines)
 

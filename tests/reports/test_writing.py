@@ -13,8 +13,9 @@ import pytest
 from crate_jax import InputError, models
 from crate_jax.parallel.sharding import MeshConfig, make_mesh
 from crate_jax.reports import writing
-from crate_jax.reports.base import Figure, Section, SectionResult, Table, TrainedRun
+from crate_jax.reports.base import Figure, Section, SectionResult, Table
 from crate_jax.runs.config import Config
+from crate_jax.training.opening import Opened
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
@@ -44,8 +45,9 @@ def trained(tmp_path):
     run = SimpleNamespace(
         config=config, workdir=tmp_path, info=info, mesh=mesh, model=SimpleNamespace(num_params=7)
     )
-    line = {"step": 9, "eval/loss": 0.25, "eval/count": 5.0, "final": True}
-    return TrainedRun(run, {}, 9, [{"step": 5, "train/loss": 1.0}, line])
+    lines = [{"step": 5, "train/loss": 1.0}, {"step": 9, "eval/loss": 0.25, "eval/count": 5.0, "final": True}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Opened(run, {}, 9)
 
 
 def sections(monkeypatch, **made):
@@ -150,12 +152,13 @@ def test_without_the_data_the_section_of_an_earlier_report_stays(trained, monkey
     # A third time too, but not for other parameters.
     writing.write_report(trained)
     assert "Measured by hand" in (trained.run.workdir / "report" / "index.html").read_text()
-    writing.write_report(TrainedRun(trained.run, {}, 10, trained.lines))
+    writing.write_report(Opened(trained.run, {}, 10))
     assert "cannot be made here" in (trained.run.workdir / "report" / "index.html").read_text()
 
 
 def test_a_run_without_metrics_has_a_report(trained, monkeypatch):
     sections(monkeypatch, good=lambda trained: GOOD)
-    writing.write_report(TrainedRun(trained.run, {}, 0, []))
+    (trained.run.workdir / "metrics.jsonl").unlink()
+    writing.write_report(Opened(trained.run, {}, 0))
     text = (trained.run.workdir / "report" / "index.html").read_text()
     assert "Test set at step" not in text and "Measured by hand" in text
