@@ -155,7 +155,10 @@ def test_a_switch_among_the_keys_is_turned_off():
         (["--noconfig.data.flop"], "config: unknown key data.flop; did you mean data.flip?"),
         (["--config.total_epochs=many"], "--config.total_epochs: found 'many'; accepted: a number"),
         (["--config.data.flip=x"], "--config.data.flip: found 'x'; accepted: true or false"),
-        (["--config.optimizer.lr", "-1"], "config: optimizer.lr: found -1.0; accepted: a number of at least 0"),
+        (
+            ["--config.optimizer.lr", "-1"],
+            "config: optimizer.lr: found -1.0; accepted: a number of at least 0",
+        ),
         (["--config.seed=1.5"], "--config.seed: found '1.5'; accepted: a whole number"),
         (["--config.seed"], "Missing value for flag --config.seed"),
         (["--config.seed", "1", "2"], "unexpected argument '2'"),
