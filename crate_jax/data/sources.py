@@ -37,6 +37,7 @@ from crate_jax.data.parquet import Parquet
 from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
 from crate_jax.data.text import Text
+from crate_jax.settings import nearest
 
 __all__ = ["Dataset", "DatasetInfo", "Fitted", "Source", "Text", "find", "inspect", "load", "load_text"]
 
@@ -159,10 +160,17 @@ def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) 
         return _PATHS[kind](Path(rest).expanduser())
     if kind == "tfds" and rest:
         return Tfds(rest, data_dir)
-    accepted = ", ".join(
-        ("digits", "tfds:NAME", "folder:PATH", *(f"{kind}:PATH" for kind in _PATHS), "stdlib", "text:PATH")
+    known = (
+        "digits",
+        "tfds:NAME",
+        "folder:PATH",
+        *(f"{kind}:PATH" for kind in _PATHS),
+        "stdlib",
+        "text:PATH",
     )
-    raise InputError(f"unknown dataset {name!r}; accepted: {accepted}")
+    near = nearest(kind, [word.partition(":")[0] for word in known])
+    hint = f"; did you mean {near}?" if near and near != kind else ""
+    raise InputError(f"unknown dataset {name!r}; accepted: {', '.join(known)}{hint}")
 
 
 @dataclasses.dataclass(frozen=True)

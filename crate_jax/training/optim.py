@@ -6,6 +6,7 @@ import optax
 
 from crate_jax import InputError
 from crate_jax.runs.config import OptimizerConfig
+from crate_jax.settings import one_of
 
 # Parameters whose names end in these are not decayed: pulling norms, biases, positions, the tokens that stand for no patch,
 # temperatures or learned step sizes to zero compresses nothing, and a fixed output matrix is not trained at all.
@@ -86,7 +87,6 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         ),
         "sgd": lambda: optax.chain(optax.add_decayed_weights(**decay), optax.sgd(schedule)),
     }
-    if config.name not in makers:
-        raise InputError(f"optimizer.name: found {config.name!r}; accepted: {', '.join(makers)}")
+    one_of("optimizer.name", config.name, makers)
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     return optax.chain(*clip, makers[config.name]())
