@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax import InputError
+from crate_jax.models.attention import attend
 from crate_jax.models.images import ImageClassifier, ImageConfig
 from crate_jax.models.layers import Dense, PatchProjection, layer_norm
 
@@ -59,8 +60,9 @@ class MLP(nnx.Module):
 class ViTBlock(nnx.Module):
     """Attention and MLP, each on the normed residual stream and added to it."""
 
-    def __init__(self, config: ViTConfig, *, dtype, rngs: nnx.Rngs):
-        options = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        options = {"dtype": config.compute_dtype, "rngs": rngs}
+        self.kernel = config.attention_kernel
         dense = {"stddev": 0.02, "use_bias": True, **options}
         heads = (config.heads, config.head_dim)
         self.attention_norm = layer_norm(config.dim, eps=EPS, **options)
@@ -69,12 +71,16 @@ class ViTBlock(nnx.Module):
         self.mlp_norm = layer_norm(config.dim, eps=EPS, **options)
         self.mlp = MLP(config.dim, config.mlp_ratio, **options)
 
-    def __call__(self, x: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: jax.Array, *, return_intermediates: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.attention_norm(x)
         query, key, value = jnp.moveaxis(self.qkv(normed), -3, 0)
-        attended = x + self.attention_output(jax.nn.dot_product_attention(query, key, value))
+        attended = x + self.attention_output(attend(query, key, value, kernel=self.kernel))
         out = attended + self.mlp(self.mlp_norm(attended))
-        return out, ({"normed": normed, "attention_out": attended, "out": out} if report else {})
+        return out, (
+            {"normed": normed, "attention_out": attended, "out": out} if return_intermediates else {}
+        )
 
 
 class ViT(ImageClassifier):

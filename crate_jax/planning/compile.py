@@ -124,7 +124,7 @@ def plan(request: dict[str, Any]) -> Plan:
         for name in ("params", "opt_state")
     }
     # Recomputed products are no part of what a step is worth.
-    worth = dataclasses.replace(run, model=_without_remat(run.model))
+    worth = dataclasses.replace(run, model=_without_remat(run.model, run.mesh))
     count = flops.matmul_flops(
         lambda params, batch: steps.loss_and_grad(
             worth.model, worth.task, params, batch, jax.random.key(0), ema=params
@@ -170,9 +170,6 @@ def describe(config, overrides: Collection[str], devices: list):
     from crate_jax.training.tasks import make_task
     from crate_jax.training.tokenizer import Pixels
 
-    if getattr(config.model, "dtype", None) == "auto":
-        # What `auto` is on the machine planned for.
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     info = _dataset(config)
     config = fit_to_data(config, info, set(overrides))
     mesh = make_mesh(config.mesh, devices)
@@ -187,7 +184,8 @@ def describe(config, overrides: Collection[str], devices: list):
         if isinstance(config.model, models.TokenConfig) and config.data.channels == 3:
             colours = np.zeros((config.model.vocab_size, 3), np.float32)
     task = make_task(config, Pixels(info.max_value, colours, info.kind == "text"))
-    return Run(config, Path("plan"), info, mesh, models.create(config.model), task, colours=colours), batch
+    model = models.create(config.model, devices[0].platform)
+    return Run(config, Path("plan"), info, mesh, model, task, colours=colours), batch
 
 
 def _dataset(config):
@@ -210,12 +208,11 @@ def _dataset(config):
     )
 
 
-def _without_remat(model):
+def _without_remat(model, mesh):
     from crate_jax import models
 
-    if not hasattr(model.config, "remat"):
-        return model
-    return models.create(dataclasses.replace(model.config, remat="none"))
+    config = dataclasses.replace(model.config, remat="none")
+    return models.create(config, mesh.devices.flat[0].platform)
 
 
 def _used_bytes(message: str) -> int | None:

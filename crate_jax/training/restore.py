@@ -25,7 +25,7 @@ def open_data(config: Config, workdir: Path) -> Run:
     names = {field.name for field in dataclasses.fields(config.model)} - {"image_size", "image_width"}
     fixed = {f"model.{name}" for name in names}
     run = make_run(config, workdir, fixed)
-    return dataclasses.replace(run, model=models.create(config.model))
+    return dataclasses.replace(run, model=models.create(config.model, run.mesh.devices.flat[0].platform))
 
 
 def open_run(
@@ -44,7 +44,7 @@ def open_run(
     Raises:
       InputError: no checkpoint, a changed model, or (to be matched) data whose classes the model does not know.
     """
-    trained = workdirs.read_config(workdir)
+    trained = _read_config(workdir)
     changed = sorted(key for key in overrides if key.startswith("model."))
     if changed:
         raise InputError(f"--config.{changed[0]}: the model of a trained run cannot be changed")
@@ -77,7 +77,7 @@ def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
     Raises:
       InputError: a checkpoint of another family, or one whose shapes are not those of this model.
     """
-    trained = workdirs.read_config(workdir)
+    trained = _read_config(workdir)
     if trained.model.family != run.model.config.family:
         raise InputError(
             f"init_from: {workdir} holds model.family {trained.model.family!r}; accepted: {run.model.config.family!r}"
@@ -104,6 +104,12 @@ def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
         raise InputError(f"init_from: {workdir} does not fit the model: {'; '.join(problems)}")
     ema = None if current.ema is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(current, params=params, ema=ema)
+
+
+def _read_config(workdir: Path) -> Config:
+    """The run's configuration, free to choose its attention again: the machine it was trained on may have been another."""
+    trained = workdirs.read_config(workdir)
+    return dataclasses.replace(trained, model=dataclasses.replace(trained.model, attention_kernel="auto"))
 
 
 def _at_resolution(params: models.Params, old: Any, new: Any) -> models.Params:

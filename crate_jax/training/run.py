@@ -117,7 +117,7 @@ def make_run(config: Config, workdir: Path, overrides: Collection[str] = ()) -> 
         info = dataclasses.replace(info, num_examples={**info.num_examples, "train": train})
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.accumulate, mesh)
-    model = models.create(config.model)
+    model = models.create(config.model, mesh.devices.flat[0].platform)
     colours = _palette(config, dataset, workdir, info)
     task = make_task(config, Pixels(info.max_value, colours, info.kind == "text"))
     return Run(config, workdir, info, mesh, model, task, dataset, colours)

@@ -15,6 +15,8 @@ from crate_jax.training.metrics import write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
+# Of a model's fields those that may differ from start to start: how it is computed, not what it is.
+FREE = ("model.scan", "model.remat", "model.attention_kernel")
 
 
 def check(workdir: Path, config: Config) -> list[str]:
@@ -39,7 +41,7 @@ def check(workdir: Path, config: Config) -> list[str]:
     fatal = [
         f"{key} is {old} there, {new} here"
         for key, (old, new) in different.items()
-        if key == "task" or (key.startswith("model.") and key not in ("model.scan", "model.remat"))
+        if key == "task" or (key.startswith("model.") and key not in FREE)
     ]
     if fatal:
         raise InputError(

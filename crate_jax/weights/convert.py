@@ -19,7 +19,7 @@ CONTAINERS = ("state_dict", "model", "model_state_dict")
 TRAINER_STATE = ("opt/", "chrono/")
 
 
-class Family(NamedTuple):
+class ReleasedFormat(NamedTuple):
     """A released format: its table and how the configuration follows from the shapes."""
 
     table: list[tables.Entry]
@@ -133,12 +133,12 @@ def _igpt_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.IGPTCon
 
 
 FAMILIES = {
-    "crate": Family(tables.CRATE, _crate_config),
-    "crate_alpha": Family(tables.CRATE_ALPHA, _crate_alpha_config),
-    "crate_alpha_npz": Family(tables.CRATE_ALPHA_NPZ, _crate_alpha_npz_config),
-    "crate_mae": Family(tables.CRATE_MAE, _crate_mae_config),
-    "igpt_hf": Family(tables.IGPT_HF, _igpt_config),
-    "vit_timm": Family(tables.VIT_TIMM, _vit_config),
+    "crate": ReleasedFormat(tables.CRATE, _crate_config),
+    "crate_alpha": ReleasedFormat(tables.CRATE_ALPHA, _crate_alpha_config),
+    "crate_alpha_npz": ReleasedFormat(tables.CRATE_ALPHA_NPZ, _crate_alpha_npz_config),
+    "crate_mae": ReleasedFormat(tables.CRATE_MAE, _crate_mae_config),
+    "igpt_hf": ReleasedFormat(tables.IGPT_HF, _igpt_config),
+    "vit_timm": ReleasedFormat(tables.VIT_TIMM, _vit_config),
 }
 
 

@@ -153,8 +153,10 @@ def test_every_rule_places_something():
     for model in FAMILIES.values():
         for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
             paths[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf.ndim
-    for pattern, axes in partition.RULES:
-        matched = [path for path, ndim in paths.items() if re.search(pattern, path) and ndim >= len(axes)]
+    for pattern, axes, _ in partition.RULES:
+        matched = [
+            path for path, ndim in paths.items() if re.search(pattern, path) and ndim >= len(axes or ())
+        ]
         assert matched, pattern
     assert partition.axes_for("batch/image", 4) == (partition.BATCH_AXES, None, None, None)
 
