@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from crate_jax.models import trace
-from crate_jax.models.config import Images, ModelConfig, resolve
+from crate_jax.models.config import ConfigT, Images, ModelConfig, resolve
 from crate_jax.models.crate import CRATE, CRATEConfig, crate
 from crate_jax.models.crate_alpha import CRATEAlpha, CRATEAlphaConfig, crate_alpha
 from crate_jax.models.crate_mae import CRATEMAE, CRATEMAEConfig, crate_mae
@@ -47,7 +47,7 @@ FAMILIES = {
 }
 
 
-def create(config: ModelConfig, platform: str | None = None) -> Model:
+def create(config: ConfigT, platform: str | None = None) -> Model[ConfigT]:
     """The model that a configuration of one of the FAMILIES describes.
 
     Args:

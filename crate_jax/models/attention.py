@@ -185,7 +185,7 @@ def resolve_kernel(name: str, platform: str) -> str:
 
 
 def _find(kernel: str) -> Kernel:
-    choose("kernel of attention", kernel, KERNELS)
+    choose("kernel of attention (models.resolve decides what auto is)", kernel, KERNELS)
     return KERNELS[kernel]
 
 
@@ -246,7 +246,8 @@ def _attend_forward(query, key, value, allowed, causal, scale):
 
 
 def _attend_backward(causal, scale, saved, grad):
-    return *_backward(*saved, grad, causal, scale), None
+    query, key, value, weights, out = saved
+    return *_backward(query, key, value, weights, out, grad, causal, scale), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -294,14 +295,15 @@ def _forward(query, key, value, allowed, causal, scale):
         scores = scale * jnp.einsum(
             "bkip,bkjp->bkij", query[:, :, start:end], key[:, :, :keys], preferred_element_type=jnp.float32
         )
-        permitted = None if allowed is None else _part(allowed, start, end, keys)
         if causal:
             earlier = jnp.arange(keys) <= jnp.arange(start, end)[:, None]
-            permitted = earlier if permitted is None else permitted & earlier
-        if permitted is not None:
-            scores = jnp.where(permitted, scores, FORBIDDEN)
-        weights = jax.nn.softmax(scores, axis=-1)
-        if allowed is not None:
+            scores = jnp.where(earlier, scores, FORBIDDEN)
+        if allowed is None:
+            weights = jax.nn.softmax(scores, axis=-1)
+        else:
+            permitted = _part(allowed, start, end, keys)
+            permitted = permitted & earlier if causal else permitted
+            weights = jax.nn.softmax(jnp.where(permitted, scores, FORBIDDEN), axis=-1)
             # A row that may attend to nothing would be the mean of all.
             weights = jnp.where(permitted, weights, 0)
         saved.append(weights.astype(value.dtype))

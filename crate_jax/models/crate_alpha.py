@@ -6,6 +6,7 @@ CRATE's block with another sparsification, ODL: an overcomplete dictionary D, an
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -73,7 +74,7 @@ class CRATEAlphaBlock(nnx.Module):
     """One MSSA step and one ODL step; its intermediates are those of `crate.CRATEBlock`, `ista_out` being the codes."""
 
     def __init__(self, config: CRATEAlphaConfig, *, rngs: nnx.Rngs):
-        options = {"eps": EPS, "dtype": config.compute_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"eps": EPS, "dtype": config.compute_dtype, "rngs": rngs}
         self.mssa_norm = layer_norm(config.dim, **options)
         self.mssa = MSSA(config, use_bias=False, rngs=rngs)
         self.odl_norm = layer_norm(config.dim, **options)

@@ -8,7 +8,7 @@ A sparse code is turned into tokens by a dictionary where ISTA made the code, an
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -217,7 +217,10 @@ def _xavier_linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.L
     return layer
 
 
-def _xavier_mssa(block: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
+BlockT = TypeVar("BlockT", CRATEBlock, CRATEDecoderBlock)
+
+
+def _xavier_mssa(block: BlockT, rngs: nnx.Rngs) -> BlockT:
     """The block with the same initial values in its MSSA, which is wider than `MSSA`'s own by √3."""
     heads, dim, head_dim = block.mssa.bases.shape
     init = uniform_init(math.sqrt(6 / (dim + heads * head_dim)))

@@ -16,6 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from crate_jax.models.gpt import TokenConfig
 from crate_jax.models.model import Cache, Model
 from crate_jax.models.partition import constrain
 
@@ -25,7 +26,7 @@ STAGES = 8
 SHORTEST_STAGE = 64
 
 
-def init_cache(model: Model, batch_size: int) -> Cache:
+def init_cache(model: Model[TokenConfig], batch_size: int) -> Cache:
     """An empty cache of the first stage's length.
 
     Raises:
@@ -34,13 +35,13 @@ def init_cache(model: Model, batch_size: int) -> Cache:
     return model.init_cache(batch_size, cache_length(model, 1))
 
 
-def cache_length(model: Model, positions: int) -> int:
+def cache_length(model: Model[TokenConfig], positions: int) -> int:
     """The length of a cache that has room for so many positions: the next whole stage, in positions."""
     stage = max(-(-model.config.num_positions // STAGES), SHORTEST_STAGE)
     return min(-(-positions // stage) * stage, model.config.num_positions)
 
 
-def make_room(model: Model, cache: Cache, positions: int) -> Cache:
+def make_room(model: Model[TokenConfig], cache: Cache, positions: int) -> Cache:
     """The cache, grown to the next whole stage if it does not hold so many positions yet."""
     length = cache_length(model, positions)
     return grow(cache, length) if jax.tree.leaves(cache)[0].shape[2] < length else cache

@@ -74,8 +74,10 @@ class TokenConfig(ModelConfig):
             if name in images.user_set and found != needed:
                 raise InputError(f"model.{name}: found {found}; accepted: {needed}, the {what}")
         num_classes = self.num_classes and images.num_classes
-        fitted = {"vocab_size": vocab_size, "num_positions": size * size, "num_classes": num_classes}
-        return dataclasses.replace(self, **fitted), size
+        fitted = dataclasses.replace(
+            self, vocab_size=vocab_size, num_positions=size * size, num_classes=num_classes
+        )
+        return fitted, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ class IGPTBlock(nnx.Module):
 
     def __init__(self, config: IGPTConfig, *, rngs: nnx.Rngs):
         dim, heads, dtype = config.dim, (config.heads, config.head_dim), config.compute_dtype
-        options = {"use_bias": config.use_bias, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"use_bias": config.use_bias, "dtype": dtype, "rngs": rngs}
         self.causal, self.kernel = config.causal, config.attention_kernel
         self.attention_norm = RMSNorm(dim, dtype=dtype, rngs=rngs)
         self.qkv = Dense((dim,), (3, *heads), stddev=dim**-0.5, **options)
@@ -173,7 +175,7 @@ class _TokenModel(nnx.Module):
         self.position_embedding = normal_param((config.num_positions, config.dim), 0.01, rngs)
         self.blocks = Stack(lambda rngs: make_block(rngs=rngs), config, rngs=rngs)
         self.head_norm = make_norm(config.dim, dtype=dtype, rngs=rngs)
-        zeros = {"stddev": 0.0, "use_bias": False, "dtype": dtype, "rngs": rngs}
+        zeros: dict[str, Any] = {"stddev": 0.0, "use_bias": False, "dtype": dtype, "rngs": rngs}
         self.head = Dense((config.dim,), (config.vocab_size,), **zeros)
         self.class_head = Dense((config.dim,), (config.num_classes,), **zeros) if config.num_classes else None
 

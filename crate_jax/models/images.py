@@ -94,9 +94,15 @@ class ImageConfig(ModelConfig):
                 raise InputError(
                     f"model.{name}: found {found}; accepted: {needed}, that of the images (data.{name} changes both)"
                 )
-        fitted = {"image_size": size, "image_width": images.requested_width, "patch_size": patch}
-        fitted |= {"channels": images.channels, "num_classes": images.num_classes}
-        return dataclasses.replace(self, **fitted), size
+        fitted = dataclasses.replace(
+            self,
+            image_size=size,
+            image_width=images.requested_width,
+            patch_size=patch,
+            channels=images.channels,
+            num_classes=images.num_classes,
+        )
+        return fitted, size
 
     def describe_input(self) -> str:
         """What goes in and what comes out, for people."""
@@ -145,7 +151,7 @@ class ProjectionHead(nnx.Module):
 
     def __init__(self, config: ImageConfig, *, dtype, rngs: nnx.Rngs):
         hidden = (config.head_hidden,)
-        options = {"stddev": 0.02, "use_bias": True, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"stddev": 0.02, "use_bias": True, "dtype": dtype, "rngs": rngs}
         self.mlp_in = Dense((config.dim,), hidden, **options)
         self.projection = Dense(hidden, hidden, **options)
         self.mlp_out = Dense(hidden, (config.num_classes,), **options)
@@ -189,7 +195,7 @@ class ImageClassifier(nnx.Module):
             )
         choose("model.pool", config.pool, ("class", "mean"))
         self.config, self.dtype = config, config.compute_dtype
-        options = {"dtype": self.dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": self.dtype, "rngs": rngs}
         self.patch_embed = embed(**options)
         with_class = config.pool == "class"
         self.class_token = normal_param((config.dim,), class_std, rngs) if with_class else None

@@ -1,14 +1,14 @@
 """The door between Flax and everything else: a model is `init` and `apply` over a plain nested dict of arrays."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Generic, Protocol, cast
 
 import jax
 import numpy as np
 from flax import nnx
 
 from crate_jax import InputError
-from crate_jax.models.config import ModelConfig
+from crate_jax.models.config import ConfigT
 from crate_jax.models.stack import Trace
 
 Params = dict[str, Any]
@@ -37,7 +37,7 @@ class CausalModule(Module, Protocol):
         """See `Model.decoder`."""
 
 
-class Model:
+class Model(Generic[ConfigT]):
     """A module of this package as two pure functions.
 
     NNX stays behind this class: optimisers, checkpoints, sharding rules and weight tables see dicts of arrays only.
@@ -51,7 +51,7 @@ class Model:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ConfigT,
         build: Callable[[Any, nnx.Rngs], Module],
         readings: Callable[[dict], dict] | None = None,
     ):
@@ -101,13 +101,14 @@ class Model:
         Raises:
           InputError: a model that does not predict tokens one after the other.
         """
-        if not getattr(self.config, "causal", False):
+        config: Any = self.config
+        if not getattr(config, "causal", False):
             raise InputError(
                 f"model.family: found {self.config.family!r}, which does not predict tokens one after the other; "
                 "accepted: a causal token model (igpt, crate_gpt)"
             )
         module = cast(type[CausalModule], self._build)
-        return module.init_cache(self.config, batch_size, length or self.config.num_positions)
+        return module.init_cache(config, batch_size, length or config.num_positions)
 
     def decode(
         self, params: Params, previous: jax.Array, cache: Cache, position: jax.Array
@@ -128,4 +129,4 @@ class Model:
 
     def decoder(self, params: Params) -> Decode:
         """`decode` with the parameters bound and taken apart: make it outside of a loop over positions."""
-        return nnx.merge(self._graphdef, params).decoder()
+        return cast(CausalModule, nnx.merge(self._graphdef, params)).decoder()

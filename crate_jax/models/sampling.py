@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from crate_jax import InputError
 from crate_jax.models import decoding
+from crate_jax.models.gpt import TokenConfig
 from crate_jax.models.model import Cache, Model, Params
 
 
@@ -59,13 +60,13 @@ class State(NamedTuple):
     cache: Cache
 
 
-def start(model: Model, batch_size: int) -> State:
+def start(model: Model[TokenConfig], batch_size: int) -> State:
     """The state before the first token."""
     return State(0, jnp.zeros(batch_size, jnp.int32), decoding.init_cache(model, batch_size))
 
 
 def make_sampler(
-    model: Model, length: int, sampling_params: SamplingParams
+    model: Model[TokenConfig], length: int, sampling_params: SamplingParams
 ) -> Callable[[Params, State, jax.Array, jax.Array, jax.Array], tuple[State, jax.Array]]:
     """`sampler(params, state, prompt, given, keys) -> (state, tokens [b, length])`: the next `length` tokens.
 

@@ -5,7 +5,7 @@ unrolled, so a checkpoint does not depend on that choice.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ class Stack(nnx.Module):
         here, once for all tokens, because XLA does not move that out of a loop.
         """
         graphdef, stacked = nnx.split(self.blocks)
-        blocks = [nnx.merge(graphdef, params) for params in self._layers(stacked)]
+        blocks = [cast(CausalBlock, nnx.merge(graphdef, params)) for params in self._layers(stacked)]
 
         def decode(x, caches, position):
             updated = []

@@ -10,6 +10,7 @@ learned, and the head reads the mean of the tokens, as is linear too.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ class ToSTBlock(nnx.Module):
     """TSSA and MLP, each on the normed tokens, scaled by a learned vector and added."""
 
     def __init__(self, config: ToSTConfig, *, rngs: nnx.Rngs):
-        options = {"eps": EPS, "dtype": config.compute_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"eps": EPS, "dtype": config.compute_dtype, "rngs": rngs}
         self.tssa_norm = layer_norm(config.dim, **options)
         self.tssa = TSSA(config, rngs=rngs)
         self.mlp_norm = layer_norm(config.dim, **options)

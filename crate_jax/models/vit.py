@@ -5,6 +5,7 @@ a class token, learned positions, biases everywhere.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ class MLP(nnx.Module):
     """W₂ gelu(W₁ x + b₁) + b₂, the exact gelu. Kernels start as N(0, 0.02²), biases at zero."""
 
     def __init__(self, dim: int, ratio: float, *, dtype, rngs: nnx.Rngs):
-        options = {"stddev": 0.02, "use_bias": True, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"stddev": 0.02, "use_bias": True, "dtype": dtype, "rngs": rngs}
         hidden = round(ratio * dim)
         self.mlp_in = Dense((dim,), (hidden,), **options)
         self.mlp_out = Dense((hidden,), (dim,), **options)
@@ -61,9 +62,9 @@ class ViTBlock(nnx.Module):
     """Attention and MLP, each on the normed residual stream and added to it."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        options = {"dtype": config.compute_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": config.compute_dtype, "rngs": rngs}
         self.kernel = config.attention_kernel
-        dense = {"stddev": 0.02, "use_bias": True, **options}
+        dense: dict[str, Any] = {"stddev": 0.02, "use_bias": True, **options}
         heads = (config.heads, config.head_dim)
         self.attention_norm = layer_norm(config.dim, eps=EPS, **options)
         self.qkv = Dense((config.dim,), (3, *heads), **dense)

@@ -88,7 +88,7 @@ def _vit_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.ViTConfi
     )
 
 
-def _square_images(tokens: int, patch: int, channels: int) -> dict[str, int]:
+def _square_images(tokens: int, patch: int, channels: int) -> dict[str, Any]:
     """Released models see square images: the grid is that of the square root."""
     if math.isqrt(tokens) ** 2 != tokens:
         raise InputError(
@@ -172,9 +172,9 @@ def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> 
     except KeyError as error:
         raise InputError(f"{family} checkpoint: no entry {error}; found {_some(arrays)}") from None
     except (ValueError, IndexError):  # An array of another rank, where its shape says what the model is.
-        shapes = {name: f"{name} {array.shape}" for name, array in arrays.items()}
+        found = [f"{name} {array.shape}" for name, array in arrays.items()]
         raise InputError(
-            f"{family} checkpoint does not fit: shapes of other ranks; found {_some(shapes.values())}"
+            f"{family} checkpoint does not fit: shapes of other ranks; found {_some(found)}"
         ) from None
     abstract = _flat(models.create(config).abstract_params)
     flat, problems, used = {}, [], set()

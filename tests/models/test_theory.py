@@ -17,22 +17,14 @@ from crate_jax.training.optim import make_optimizer
 DIM, HEADS, HEAD_DIM, TOKENS, EPS_SQ = 8, 2, 4, 5, 0.3
 BETA, ALPHA = HEAD_DIM / (TOKENS * EPS_SQ), DIM / (TOKENS * EPS_SQ)
 CONFIG = models.CRATEConfig(
-    image_size=8,
-    patch_size=4,
-    channels=1,
-    num_classes=3,
-    dim=DIM,
-    depth=2,
-    heads=HEADS,
-    head_dim=HEAD_DIM,
-    dtype="float32",
+    image_size=8, patch_size=4, channels=1, num_classes=3, dim=DIM, depth=2, heads=HEADS, head_dim=HEAD_DIM
 )
 TOKEN_OPTIONS = {"vocab_size": 5, "num_positions": 6, "dim": DIM, "depth": 2, "heads": HEADS}
 Z = np.asarray(jax.random.normal(jax.random.key(1), (3, TOKENS, DIM)), np.float64)
 
 
 def operator(kind, **switches):
-    config = dataclasses.replace(CONFIG, eps_sq=EPS_SQ, **switches)
+    config = models.resolve(dataclasses.replace(CONFIG, eps_sq=EPS_SQ, **switches))
     return kind(config, config, rngs=nnx.Rngs(params=0))
 
 
@@ -108,7 +100,8 @@ def test_ista(learned):
     ],
 )
 def test_update(update, expected):
-    config = dataclasses.replace(CONFIG, update=update, compression_step=0.4, eps_sq=EPS_SQ)
+    switches = {"update": update, "compression_step": 0.4, "eps_sq": EPS_SQ}
+    config = models.resolve(dataclasses.replace(CONFIG, **switches))
     block = CRATEBlock(config, config, rngs=nnx.Rngs(params=0))
     assert config.sequence_length == TOKENS
     _, found = block(jnp.asarray(Z, jnp.float32), return_intermediates=True)

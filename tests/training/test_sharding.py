@@ -148,6 +148,7 @@ def test_every_rule_places_something():
         "activation/token": 2,
         "batch/image": 4,
         "cache/0": 4,
+        "blocks/blocks/mssa/fixed_output": 4,
         "opt_state/v_row/x": 3,
     }
     for model in FAMILIES.values():
