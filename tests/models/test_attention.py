@@ -226,3 +226,9 @@ def test_a_module_takes_resolved_configurations_only():
         models.CRATE(SMALL, nnx.Rngs(0))
     images = jnp.zeros((1, 32, 32, 3))
     assert models.CRATE(models.resolve(SMALL), nnx.Rngs(0))(images)[0].shape == (1, 1000)
+
+
+def test_a_configuration_written_before_the_field_loads():
+    from crate_jax.training.config import from_config_dict
+
+    assert from_config_dict({"model": {"family": "crate", "dim": 64}}).model.attention_kernel == "auto"
