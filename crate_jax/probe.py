@@ -11,31 +11,41 @@ from absl import flags
 from crate_jax import InputError, models, weights
 from crate_jax.analysis import features, figures, linear_probe
 from crate_jax.analysis.linear_probe import Probe
-from crate_jax.training import cli
-from crate_jax.training.config import Config, DataConfig
-from crate_jax.training.console import console, wide_table
-from crate_jax.training.metrics import write_atomically
-from crate_jax.training.restore import open_data, open_run
-from crate_jax.training.run import Run
-from crate_jax.training.sharding import tree_shardings
+from crate_jax.parallel.sharding import tree_shardings
+from crate_jax.runs import cli
+from crate_jax.runs.config import Config, DataConfig
+from crate_jax.runs.console import console, wide_table
+from crate_jax.runs.metrics import write_atomically
+from crate_jax.training.building import Run
+from crate_jax.training.checkpoint import BEST, LATEST
+from crate_jax.training.opening import open_model, open_run
+from crate_jax.training.restoring import at_resolution
 
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_bool("random", False, "Probe the untrained network alone.", flag_values=values)
-    flags.DEFINE_string("checkpoint", None, "A released checkpoint, in place of a run's.", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        LATEST,
+        "latest, best, or the step of one that is kept; a released file, in place of a run's.",
+        flag_values=values,
+    )
     flags.DEFINE_string("family", None, "What the checkpoint is of.", flag_values=values)
     flags.DEFINE_integer("heads", None, "The checkpoint's number of heads.", flag_values=values)
     values(argv, known_only=True)
-    if values["checkpoint"].value is not None:
+    checkpoint = values["checkpoint"].value
+    if checkpoint not in (LATEST, BEST) and not checkpoint.isdecimal():
         run, params = open_released(argv, values)
-        probe(run, {Path(values["checkpoint"].value).stem: params})
+        probe(run, {Path(checkpoint).stem: params})
         return
     config, path, overrides = cli.parse_workdir(argv, values)
     if values["random"].value:
-        probe(open_data(config, path), {})
+        probe(open_model(config, path), {})
     else:
-        run, params, step = open_run(config, path, overrides, match_classes=False)
+        run, params, step = open_run(
+            path, checkpoint, config=config, overrides=overrides, match_classes=False
+        )
         probe(run, {f"step-{step}": params})
 
 
@@ -65,7 +75,8 @@ def open_released(argv: list[str], values: flags.FlagValues) -> tuple[Run, model
     config, path, overrides = cli.parse_workdir(argv, values, default)
     if "data.name" not in overrides:
         raise InputError("--checkpoint needs the data beside it, such as --config.data.name=folder:PATH")
-    run = open_data(config, path)
+    run = open_model(config, path)
+    params = at_resolution(params, model, run.config.model)
     return run, jax.device_put(params, tree_shardings(params, run.mesh))
 
 
@@ -109,7 +120,8 @@ def _report(run: Run, probed: dict[str, Probe]) -> None:
     write_atomically(report / "probe.json", json.dumps({**about, "probes": lists}, indent=1) + "\n")
     title = f"{run.model.config.family} on {run.info.name}"
     networks = {name: result for name, result in probed.items() if name != "pixels"}
-    figures.probe(networks, probed["pixels"], report / "probe.png", title=f"{title}: probes by layer")
+    picture = figures.probe(networks, probed["pixels"], title=f"{title}: probes by layer")
+    write_atomically(report / "probe.png", picture)
     columns = [column for name in networks for column in (f"{name} %", "C", "k-NN %")]
     rows = [
         [layer + 1, *(cell for result in networks.values() for cell in _cells(result, layer))]

@@ -94,10 +94,11 @@ def plan(request: dict[str, Any]) -> Plan:
     """Compile the step that a request describes; see `in_subprocess`."""
     import jax
 
+    from crate_jax.parallel import sharding
     from crate_jax.planning import flops, hlo
     from crate_jax.planning import topology as topologies
-    from crate_jax.training import config as configs
-    from crate_jax.training import optim, program, sharding, state, steps
+    from crate_jax.runs import config as configs
+    from crate_jax.training import optim, program, state, steps
 
     machine = topologies.parse(request["topology"], request["slices"])
     config = configs.from_config_dict(request["config"], set(request["overrides"]))
@@ -114,7 +115,7 @@ def plan(request: dict[str, Any]) -> Plan:
             compiled = lowered.compile()
             memory, text, peak = compiled.memory_analysis(), compiled.as_text(), program.peak_bytes(compiled)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if error.error_code_string != "RESOURCE_EXHAUSTED":
                 raise
             peak = _used_bytes(str(error))
         seconds = time.perf_counter() - began
@@ -124,7 +125,7 @@ def plan(request: dict[str, Any]) -> Plan:
         for name in ("params", "opt_state")
     }
     # Recomputed products are no part of what a step is worth.
-    worth = dataclasses.replace(run, model=_without_remat(run.model, run.mesh))
+    worth = dataclasses.replace(run, config=_without_remat(config))
     count = flops.matmul_flops(
         lambda params, batch: steps.loss_and_grad(
             worth.model, worth.task, params, batch, jax.random.key(0), ema=params
@@ -163,29 +164,21 @@ def describe(config, overrides: Collection[str], devices: list):
     import jax
     import numpy as np
 
-    from crate_jax import models
-    from crate_jax.training.config import fit_to_data
-    from crate_jax.training.run import Run
-    from crate_jax.training.sharding import check_batch_size, make_mesh
-    from crate_jax.training.tasks import make_task
-    from crate_jax.training.tokenizer import Pixels
+    from crate_jax.runs.config import fit_to_data
+    from crate_jax.training.building import build, needs_palette, with_palette
 
     info = _dataset(config)
     config = fit_to_data(config, info, set(overrides))
-    mesh = make_mesh(config.mesh, devices)
-    check_batch_size(config.batch_size, config.accumulate, mesh)
+    run = build(config, info, Path("plan"), devices=devices)
+    if needs_palette(run):
+        run = with_palette(run, np.zeros((config.model.vocab_size, 3), np.float32))
     batch = {"index": jax.ShapeDtypeStruct((1,), np.int32)}
-    colours = None
     if info.kind == "text":
         batch["text"] = jax.ShapeDtypeStruct((1, config.model.num_positions), np.uint8)
     else:
         batch["image"] = jax.ShapeDtypeStruct((1, *config.data.shape, config.data.channels), np.uint8)
         batch["label"] = jax.ShapeDtypeStruct((1,), np.int32)
-        if isinstance(config.model, models.TokenConfig) and config.data.channels == 3:
-            colours = np.zeros((config.model.vocab_size, 3), np.float32)
-    task = make_task(config, Pixels(info.max_value, colours, info.kind == "text"))
-    model = models.create(config.model, devices[0].platform)
-    return Run(config, Path("plan"), info, mesh, model, task, colours=colours), batch
+    return run, batch
 
 
 def _dataset(config):
@@ -208,11 +201,8 @@ def _dataset(config):
     )
 
 
-def _without_remat(model, mesh):
-    from crate_jax import models
-
-    config = dataclasses.replace(model.config, remat="none")
-    return models.create(config, mesh.devices.flat[0].platform)
+def _without_remat(config):
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none"))
 
 
 def _used_bytes(message: str) -> int | None:

@@ -6,7 +6,7 @@ import optax
 
 from crate_jax import InputError
 from crate_jax.models.partition import is_decayed
-from crate_jax.training.config import OptimizerConfig
+from crate_jax.runs.config import OptimizerConfig
 
 # Adafactor keeps the row and column means of g² of matrices at least so wide; heads are 48 to 64 wide.
 MIN_FACTORED = 32

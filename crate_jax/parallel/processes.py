@@ -1,0 +1,147 @@
+"""One program on many hosts: who takes part, who speaks and writes, and how it ends.
+
+Every host runs the same command. They find one another by what the cluster tells each of them (TPU pod, GKE, Slurm, Open
+MPI, whatever `jax.distributed` knows) or by `--coordinator=HOST:PORT --num_processes=N --process_id=I`, for which the
+variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID may stand.
+"""
+
+import os
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+from crate_jax import InputError
+
+# Flag of a command → variable that stands for it.
+FLAGS = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+# A host that is silent for so long is dead, and the others end. jax's 100 s are more than a queue's patience.
+HEARTBEAT_SECONDS = 30
+# How long a host that is done waits for one that still draws pictures.
+FAREWELL_SECONDS = 3600
+
+
+def join(argv: list[str]) -> list[str]:
+    """Join the other processes of the job, if there are any; before anything touches a device.
+
+    Returns:
+      the command line without the flags of this module.
+    Raises:
+      InputError: flags that are incomplete or mean nothing.
+    """
+    given = {name: os.environ.get(variable) for name, variable in FLAGS.items()}
+    rest = []
+    for argument in argv:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in FLAGS:
+            given[name] = value
+        else:
+            rest.append(argument)
+    options = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": FAREWELL_SECONDS}
+    if any(given.values()):
+        options |= _explicit(given)
+    try:
+        jax.distributed.initialize(**options)
+    except ValueError as error:
+        if "coordinator_address should be defined" not in str(error):
+            raise
+        return rest  # No cluster: a machine on its own.
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(f"could not join the other processes: {str(error).splitlines()[0]}") from None
+    return rest
+
+
+def _explicit(given: dict[str, str | None]) -> dict:
+    missing = [f"--{name}" for name, value in given.items() if not value]
+    if missing:
+        raise InputError(
+            f"several processes: {', '.join(missing)} missing beside the other of {', '.join(FLAGS)}"
+        )
+    count, index = (_whole(name, given[name]) for name in ("num_processes", "process_id"))
+    if count < 1 or index >= count:
+        raise InputError(f"--process_id: found {index}; accepted: 0 to {count - 1}, below --num_processes")
+    address, _, port = given["coordinator"].rpartition(":")
+    if not address or not port.isdigit():
+        raise InputError(f"--coordinator: found {given['coordinator']!r}; accepted: HOST:PORT of process 0")
+    return {
+        "coordinator_address": given["coordinator"],
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _whole(name: str, value: str) -> int:
+    if not value.isdigit():
+        raise InputError(f"--{name}: found {value!r}; accepted: a whole number")
+    return int(value)
+
+
+def several() -> bool:
+    """Whether this process is one of several; never touches a device."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def who() -> str:
+    """`process 1 of 4`, counted from 0."""
+    return f"process {jax.process_index()} of {jax.process_count()}"
+
+
+def wait(where: str) -> None:
+    """Wait until every process is here."""
+    if several():
+        multihost_utils.sync_global_devices(where)
+
+
+def leave() -> None:
+    """Wait until all others are done too, and part from them: nobody ends while another may still need it."""
+    jax.distributed.shutdown()
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C as a wish to stop, agreed on by all processes. Use as a context manager around the steps.
+
+    On one process a signal counts at once, and a second one ends the process. On several the signal of one of them is
+    passed on by jax's coordinator, which chooses a step that none has reached yet; all stop at that one.
+    """
+
+    def __enter__(self):
+        self._requested = False
+        if jax.distributed.is_initialized():
+            # SIGTERM belongs to the coordinator's notifier; Ctrl-C is made to mean the same.
+            handlers = {signal.SIGINT: self._forward}
+        else:
+            handlers = {signal.SIGTERM: self._request, signal.SIGINT: self._request}
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def stop_after(self, step: int) -> bool:
+        """Whether to stop after this step; to be asked at every step, by all processes."""
+        if jax.distributed.is_initialized():
+            self._requested |= multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
+    def _request(self, number, frame) -> None:
+        del number, frame
+        self._requested = True
+        # A second signal ends the process at once.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _forward(self, number, frame) -> None:
+        del number, frame
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.kill(os.getpid(), signal.SIGTERM)

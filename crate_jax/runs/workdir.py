@@ -1,0 +1,122 @@
+"""The folder of a run: its configuration, its dataset's description, and whether it may be continued."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from crate_jax import InputError
+from crate_jax.data import palette
+from crate_jax.data.sources import DatasetInfo
+from crate_jax.parallel import processes
+from crate_jax.runs.config import Config, from_config_dict, to_config_dict
+from crate_jax.runs.metrics import write_atomically
+
+# The palette of a run on colour tokens, see `crate_jax.data.palette`.
+PALETTE = "palette.npy"
+# Of a model's fields those that may differ from start to start: how it is computed, not what it is.
+FREE = ("model.scan", "model.remat", "model.attention_kernel")
+
+
+def check(workdir: Path, config: Config) -> list[str]:
+    """Whether the folder, if it is there, holds the same model and task; nothing is written.
+
+    Args:
+      workdir: the folder of a run, or a name for a new one.
+      config: the run that is to start in it.
+    Returns:
+      what has changed since the last start, in words.
+    Raises:
+      InputError: the folder holds another model or task, or is a file.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir: {workdir} is a file; accepted: a folder, or a name for a new one")
+    if not (workdir / "config.json").exists():
+        return []
+    before, now = _flat(_read_config(workdir)), _flat(config)
+    different = {
+        key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)
+    }
+    fatal = [
+        f"{key} is {old} there, {new} here"
+        for key, (old, new) in different.items()
+        if key == "task" or (key.startswith("model.") and key not in FREE)
+    ]
+    if fatal:
+        raise InputError(
+            f"--workdir: {workdir} holds another run ({'; '.join(fatal)}); give another --workdir to start afresh"
+        )
+    return [f"{key} was {old}, is {new}" for key, (old, new) in different.items()]
+
+
+def write(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray | None = None) -> None:
+    """Create the folder and write what the run was started with: `config.json`, `dataset.json`, perhaps the palette.
+
+    Args:
+      workdir: the folder of the run.
+      config, info: the run and its data.
+      colours: the palette of a model of colour tokens.
+    Raises:
+      InputError: of several hosts one does not see what the first has written.
+    """
+    # All processes have checked before the first one writes, and go on when it has written.
+    processes.wait("workdir checked")
+    if processes.is_first():
+        (workdir / "report").mkdir(parents=True, exist_ok=True)
+        values = to_config_dict(config).to_dict()
+        write_atomically(workdir / "config.json", json.dumps(without_none(values), indent=2) + "\n")
+        write_atomically(workdir / "dataset.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+        if colours is not None:
+            palette.save(colours, workdir / PALETTE)
+    processes.wait("workdir written")
+    if not (workdir / "config.json").is_file():
+        raise InputError(
+            f"--workdir: process 0 wrote to {workdir}, which this host does not see; accepted: a shared folder"
+        )
+
+
+def read_config(workdir: Path) -> Config:
+    """The configuration that a run was started with, its attention kernel left open: the one that was asked for may not run
+    on this machine.
+    """
+    config = _read_config(workdir)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention_kernel="auto"))
+
+
+def _read_config(workdir: Path) -> Config:
+    return from_config_dict(_read(workdir, "config.json"))
+
+
+def read_dataset(workdir: Path) -> DatasetInfo:
+    """The description of the data that a run was trained on."""
+    values = _read(workdir, "dataset.json")
+    return DatasetInfo(**{**values, "class_names": tuple(values["class_names"])})
+
+
+def _read(workdir: Path, name: str) -> dict:
+    path = Path(workdir) / name
+    if not path.is_file():
+        raise InputError(f"--workdir: {workdir} holds no {name}; accepted: the folder of a training run")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"--workdir: {path} is not valid JSON ({error})") from None
+
+
+def _flat(config: Config) -> dict:
+    out = {}
+
+    def visit(prefix, values):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                visit(f"{prefix}{key}.", value)
+            elif value is not None:
+                out[prefix + key] = value
+
+    visit("", to_config_dict(config).to_dict())
+    return out
+
+
+def without_none(values: dict) -> dict:
+    return {k: without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}

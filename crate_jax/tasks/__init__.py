@@ -1,0 +1,49 @@
+"""What a model is trained for. A task turns (model, batch, key) into a loss and metrics; the trainer knows no more."""
+
+from operator import attrgetter
+
+from crate_jax import InputError
+from crate_jax.runs.config import Config
+from crate_jax.tasks import reconstruct, simdino, tokens
+from crate_jax.tasks.base import Apply, Batch, MakeTask, Metrics, Task, uses
+from crate_jax.tasks.classify import classify
+from crate_jax.tasks.tokenizer import Pixels
+
+# A new task is its file and one row here.
+TASKS: dict[str, MakeTask] = {
+    "classify": classify,
+    "autoregressive": tokens.autoregressive,
+    "bert": tokens.bert,
+    "joint": tokens.joint,
+    "masked_autoencoder": reconstruct.masked_autoencoder,
+    "autoencoder": reconstruct.autoencoder,
+    "simdino": simdino.simdino,
+}
+
+
+def make_task(config: Config, pixels: Pixels) -> Task:
+    """The task that `config.task` names.
+
+    Args:
+      config: the run.
+      pixels: what the values of the images mean.
+    Raises:
+      InputError: an unknown task, one that the model cannot be trained for, or a setting that it does not use.
+    """
+    if config.task not in TASKS:
+        raise InputError(f"task: found {config.task!r}; accepted: {', '.join(TASKS)}")
+    users: dict[str, list[str]] = {}
+    for task, make in TASKS.items():
+        for setting in getattr(make, "settings", ()):
+            users.setdefault(setting, []).append(task)
+    for setting, tasks in users.items():
+        found = attrgetter(setting)(config)
+        if found and config.task not in tasks:
+            raise InputError(
+                f"{setting}: found {found:g}; accepted for task {config.task}: 0 (only {' and '.join(tasks)} "
+                f"use{'s' * (len(tasks) == 1)} it)"
+            )
+    return TASKS[config.task](config, pixels)
+
+
+__all__ = ["TASKS", "Apply", "Batch", "MakeTask", "Metrics", "Task", "make_task", "uses"]
