@@ -17,6 +17,8 @@ from crate_jax.runs.metrics import write_atomically
 PALETTE = "palette.npy"
 # Settings of older versions that no longer exist and never changed what a run computes.
 DROPPED = ("data.benchmark",)
+# Of a model's fields those that may differ from start to start: how it is computed, not what it is.
+FREE = ("model.scan", "model.remat", "model.attention_kernel")
 
 
 def check(workdir: Path, config: Config) -> list[str]:
@@ -34,14 +36,14 @@ def check(workdir: Path, config: Config) -> list[str]:
         raise InputError(f"--workdir: {workdir} is a file; accepted: a folder, or a name for a new one")
     if not (workdir / "config.json").exists():
         return []
-    before, now = _flat(read_config(workdir)), _flat(config)
+    before, now = _flat(_read_config(workdir)), _flat(config)
     different = {
         key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)
     }
     fatal = [
         f"{key} is {old} there, {new} here"
         for key, (old, new) in different.items()
-        if key == "task" or (key.startswith("model.") and key not in ("model.scan", "model.remat"))
+        if key == "task" or (key.startswith("model.") and key not in FREE)
     ]
     if fatal:
         raise InputError(
@@ -77,7 +79,14 @@ def write(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray 
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration that a run was started with, by this version or an older one."""
+    """The configuration that a run was started with, by this version or an older one. Its attention kernel is left open: the
+    one that was asked for may not run on this machine.
+    """
+    config = _read_config(workdir)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention_kernel="auto"))
+
+
+def _read_config(workdir: Path) -> Config:
     values = _read(workdir, "config.json")
     for group, name in (key.split(".") for key in DROPPED):
         if isinstance(values, dict) and isinstance(values.get(group), dict):

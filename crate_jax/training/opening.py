@@ -108,12 +108,12 @@ def _at_size(model, data: DataConfig, info: DatasetInfo) -> tuple:
     channels = getattr(model, "channels", None) or data.channels or info.channels
     images = models.Images(
         size=info.image_size,
-        wanted_size=data.image_size,
-        wanted_width=data.image_width,
+        requested_size=data.image_size,
+        requested_width=data.image_width,
         channels=channels,
         num_classes=model.num_classes,
         levels=info.max_value + 1,
-        fixed=frozenset({"patch_size", "num_positions", "vocab_size"}),
+        user_set=frozenset({"patch_size", "num_positions", "vocab_size"}),
     )
     model, size = model.fit(images)
     return model, dataclasses.replace(data, image_size=size, channels=channels)
