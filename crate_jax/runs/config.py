@@ -83,7 +83,7 @@ class DataConfig:
     crop_padding: int = setting(0, "Random crop after padding by this many pixels.", least=0)
     randaugment: tuple[int, ...] = setting(
         (),
-        "torchvision's RandAugment: operations per image, and their magnitude of 0 to 30.",
+        "RandAugment of torchvision: operations per image, and their magnitude of 0 to 30.",
         least=0,
         most=30,
         lengths=(0, 2),
@@ -98,8 +98,8 @@ class DataConfig:
     three_augment: bool = setting(False, "ThreeAugment: grey, solarised or blurred.")
     color_jitter: float = setting(0.0, "Change brightness, contrast and colour by up to this share.", least=0)
     # and on the device (`tasks.augment`).
-    mixup: float = setting(0.0, "α of mixup's Beta(α, α); 0 is off.", least=0)
-    cutmix: float = setting(0.0, "α of CutMix's Beta(α, α); 0 is off.", least=0)
+    mixup: float = setting(0.0, "Mixup: α of its Beta(α, α); 0 is off.", least=0)
+    cutmix: float = setting(0.0, "CutMix: α of its Beta(α, α); 0 is off.", least=0)
     erase: float = setting(0.0, "Probability of erasing a random rectangle.", least=0, most=1)
     labels_per_class: int | None = setting(
         None, "Train on this many examples of each class, drawn by the seed; left out: all.", least=1
@@ -142,8 +142,8 @@ class RegularizerConfig:
     layers: str = setting(
         "random", "Where it acts: in a random layer at each step, in all, or in layers such as 0,3."
     )
-    eps_sq: float = setting(0.5, "ε² of both rates.", above=0)
-    penalty: float = setting(0.1, "λ, the weight of ‖Z‖₁.", least=0)
+    eps_sq: float = setting(0.5, "The ε² of both rates.", above=0)
+    penalty: float = setting(0.1, "Weight λ of ‖Z‖₁.", least=0)
     orthogonality: float = setting(0.0, "Weight of ‖UᵀU − I‖²/(k p), over all layers.", least=0)
 
 
@@ -163,7 +163,7 @@ class SimDINOConfig:
     )
     flip: bool = setting(True, "Flip views horizontally at random.")
     alignment: float = setting(1.0, "Weight of the alignment of the views.", least=0)
-    eps_sq: float = setting(0.05, "ε² of the coding rate.", above=0)
+    eps_sq: float = setting(0.05, "The ε² of the coding rate.", above=0)
 
 
 @dataclasses.dataclass(frozen=True)

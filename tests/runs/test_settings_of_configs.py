@@ -51,7 +51,7 @@ def test_every_field_is_a_setting_with_a_description(family):
             if not dataclasses.is_dataclass(getattr(config, field.name)) or field.name in known:
                 assert field.name in known, f"{type(config).__name__}.{field.name} is no setting"
                 description = known[field.name].description
-                assert description[-1] in ".)" and description[0] == description[0].upper(), description
+                assert description[-1] == "." and description[0].isupper(), description
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -93,7 +93,7 @@ def changed(family: str, key: str, value: Any) -> dict:
     for group in groups:
         node = node[group]
     for unit in ("epochs", "steps", "examples", "percent"):
-        if name.endswith(f"_{unit}"):  # Of a duration the other units go.
+        if not groups and name.endswith(f"_{unit}"):  # Of a duration the other units go.
             stem = name.removesuffix(unit)
             node.update({f"{stem}{other}": None for other in ("epochs", "steps", "examples", "percent")})
     node[name] = value
