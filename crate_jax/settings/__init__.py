@@ -77,7 +77,7 @@ def setting(
 ) -> T:
     """A field of a dataclass that is a setting. The arguments after `default` are those of `Setting`."""
     made = Setting(description, above, least, below, most, tuple(choices), lengths)
-    return typing.cast(T, dataclasses.field(default=default, metadata={"setting": made}))
+    return dataclasses.field(default=default, metadata={"setting": made})
 
 
 def settings_of(kind: type) -> dict[str, Setting]:
