@@ -13,6 +13,7 @@ from pathlib import Path
 from crate_jax.analysis import layerwise
 from crate_jax.data import subset
 from crate_jax.models import Params
+from crate_jax.parallel import processes
 from crate_jax.reports.writing import write_report
 from crate_jax.runs import cli
 from crate_jax.runs.config import Config
