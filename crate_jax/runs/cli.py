@@ -52,7 +52,9 @@ class WorkdirFlags:
     """Of a command that looks at a run."""
 
     workdir: str = setting(REQUIRED, "The folder of a training run.")
-    checkpoint: str = setting("latest", "The checkpoint: latest, best (by its evaluation), or the step of one that is kept.")
+    checkpoint: str = setting(
+        "latest", "The checkpoint: latest, best (by its evaluation), or the step of one that is kept."
+    )
 
 
 F = TypeVar("F")
@@ -99,9 +101,7 @@ def parse_changes(argv: list[str], kind: type[F]) -> tuple[F, list[str]]:
     return flags, changes
 
 
-def parse_config_file(
-    argv: list[str], kind: type[FromConfig]
-) -> tuple[FromConfig, Config, Path, set[str]]:
+def parse_config_file(argv: list[str], kind: type[FromConfig]) -> tuple[FromConfig, Config, Path, set[str]]:
     """(flags, config, workdir, overridden keys) of `--config=FILE.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …]`.
 
     Args:
@@ -138,7 +138,9 @@ def load_config(given: str) -> tuple[ConfigDict, str]:
     except InputError:
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
+        ]
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(f"--config: {file}{where}: {type(error).__name__}: {error}") from None
     if not isinstance(config, ConfigDict):
@@ -163,7 +165,11 @@ def parse_workdir(
     """
     flags, rest = take(argv, kind, required=not asks_for_help(argv))
     if flags.workdir is None:
-        _help(kind, [], "Name a --workdir=DIR to see the run's keys here, which are changed by --config.KEY=VALUE.")
+        _help(
+            kind,
+            [],
+            "Name a --workdir=DIR to see the run's keys here, which are changed by --config.KEY=VALUE.",
+        )
     path = Path(flags.workdir)
     config = workdirs.read_config(path) if config is None else config
     if asks_for_help(argv):

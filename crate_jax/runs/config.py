@@ -21,8 +21,27 @@ from crate_jax.parallel.sharding import MeshConfig
 from crate_jax.runs.durations import UNITS, Duration, epochs, percent, steps
 from crate_jax.settings import LARGEST_SEED, Setting, setting
 
+# What configuration files import from here.
+__all__ = [
+    "Config",
+    "DataConfig",
+    "Duration",
+    "MeshConfig",
+    "OptimizerConfig",
+    "RegularizerConfig",
+    "SimDINOConfig",
+    "choose",
+    "describe",
+    "epochs",
+    "fit_to_data",
+    "from_config_dict",
+    "percent",
+    "steps",
+    "to_config_dict",
+]
 # The vocabulary of text.
 BYTES = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -30,34 +49,50 @@ class DataConfig:
 
     name: str = setting(
         "digits",
-        "The dataset: digits, stdlib, tfds:NAME, or a path after folder:, array_record:, tar:, parquet:, npz: or text: (docs/data.md).",
+        "The dataset: digits, stdlib, tfds:NAME, or folder, array_record, tar, parquet, npz or text:PATH (docs/data.md).",
     )
     data_dir: str | None = setting(None, "Where tfds keeps prepared datasets.")
     train_split: str = setting("train", "What is trained on, as in TFDS: train[:90%], train+validation.")
     test_split: str = setting("test", "What is evaluated on.")
-    image_size: int | None = setting(None, "Height of the images, in pixels; left out: that of the data.", least=1)
+    image_size: int | None = setting(
+        None, "Height of the images, in pixels; left out: that of the data.", least=1
+    )
     image_width: int | None = setting(None, "Width of the images; left out: as wide as high.", least=1)
     channels: int | None = setting(None, "Channels of the images; left out: those of the data.", least=1)
     mean: tuple[float, ...] = setting(
         (0.5,), "Mean of the pixels, scaled to [0, 1]: one number, or one per channel."
     )
-    std: tuple[float, ...] = setting(
-        (0.5,), "Standard deviation of the pixels, likewise.", above=0
-    )
+    std: tuple[float, ...] = setting((0.5,), "Standard deviation of the pixels, likewise.", above=0)
     eval_resize: int | None = setting(
         None,
         "Short side that test images are resized to before their centre is cut out; left out: the largest square.",
         least=1,
     )
+    stretch: bool = setting(
+        False, "Resize all of a test image to the image size, whatever its shape; in place of eval_resize."
+    )
     # Augmentation of training images: in the pipeline (`transforms.Augment`),
     crop_scale: tuple[float, ...] = setting(
         (), "Inception crop: smallest and largest share of the image's area.", above=0, most=1, lengths=(0, 2)
+    )
+    interpolation: str = setting(
+        "bilinear", "Filter of that crop and of randaugment_timm.", choices=("bilinear", "bicubic")
     )
     shift: float = setting(0.0, "Random translation by up to this many pixels.", least=0)
     flip: bool = setting(False, "Random horizontal flip.")
     crop_padding: int = setting(0, "Random crop after padding by this many pixels.", least=0)
     randaugment: tuple[int, ...] = setting(
-        (), "RandAugment: operations per image, and their magnitude of 0 to 30.", least=0, most=30, lengths=(0, 2)
+        (),
+        "torchvision's RandAugment: operations per image, and their magnitude of 0 to 30.",
+        least=0,
+        most=30,
+        lengths=(0, 2),
+    )
+    randaugment_timm: tuple[int, ...] = setting(
+        (),
+        "RandAugment of timm and big_vision: operations per image, and their magnitude of 0 to 10.",
+        least=0,
+        lengths=(0, 2),
     )
     trivial_augment: bool = setting(False, "TrivialAugment.")
     three_augment: bool = setting(False, "ThreeAugment: grey, solarised or blurred.")
@@ -85,7 +120,7 @@ class OptimizerConfig:
     """An optimiser with decoupled weight decay. The learning rate warms up to `lr`, then follows a cosine to zero."""
 
     name: str = setting("lion", "The optimiser: lion, adamw, adafactor or sgd.")
-    lr: float = setting(2e-4, "Learning rate at its highest.", above=0)
+    lr: float = setting(2e-4, "Learning rate at its highest.", least=0)
     weight_decay: float = setting(0.05, "Decoupled weight decay, multiplied by the learning rate.", least=0)
     b1: float = setting(0.9, "Decay of the first moment, of Lion and AdamW.", least=0, below=1)
     b2: float = setting(0.99, "Decay of Lion's momentum, or of AdamW's second moment.", least=0, below=1)
@@ -94,7 +129,9 @@ class OptimizerConfig:
         "Type of the first moment of Lion and AdamW; bfloat16 halves its memory.",
         choices=("float32", "bfloat16"),
     )
-    clip_norm: float | None = setting(None, "Largest global norm of the gradient; left out: not clipped.", above=0)
+    clip_norm: float | None = setting(
+        None, "Largest global norm of the gradient; left out: not clipped.", above=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +180,9 @@ class Config:
     accumulate: int = setting(
         1, "Slices of the batch that are computed one after the other, their gradients averaged.", least=1
     )
-    label_smoothing: float = setting(0.1, "Share of the target spread evenly over the classes.", least=0, most=1)
+    label_smoothing: float = setting(
+        0.1, "Share of the target spread evenly over the classes.", least=0, most=1
+    )
     ema_decay: float = setting(
         0.0, "Decay of the moving average of the parameters, which is evaluated; 0 is off.", least=0, below=1
     )

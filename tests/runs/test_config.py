@@ -113,7 +113,9 @@ def test_a_config_json_that_is_none(values, message, tmp_path):
 
 def test_a_setting_that_no_longer_exists_is_dropped_from_older_runs(tmp_path):
     values = to_config_dict(base()).to_dict()
-    (tmp_path / "config.json").write_text(json.dumps({**values, "data": {**values["data"], "benchmark": False}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**values, "data": {**values["data"], "benchmark": False}})
+    )
     assert read_config(tmp_path) == base()
     with pytest.raises(InputError, match=r"unknown key data\.benchmark"):
         from_config_dict({"data": {"benchmark": False}})
