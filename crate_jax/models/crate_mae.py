@@ -40,7 +40,7 @@ class CRATEMAEConfig(CRATEConfig):
     family: str = "crate_mae"
     num_classes: int = 0
     penalty: float = 0.5
-    mask_ratio: float = setting(0.75, "Share of the patches that a mask hides.", above=0, below=1)
+    mask_ratio: float = setting(0.75, "Share of the patches that a mask hides.", least=0, below=1)
 
     def fit(self, images: Images) -> tuple[Self, int]:
         """See `CRATEConfig.fit`."""
