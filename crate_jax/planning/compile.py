@@ -23,6 +23,8 @@ from crate_jax import InputError
 # Of the memory that a GPU has, a program gets so much: launch/slurm.sbatch and launch/sky.yaml ask for it, where JAX would
 # take 75 %. Of a TPU's the compiler itself knows.
 GPU_SHARE = 0.92
+# Kinds of instruction that are listed with the bytes they move.
+LARGEST = 10
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -38,7 +40,10 @@ ENVIRONMENT = {
 class Plan:
     """What a step needs. Bytes are those of one device, flops those of a step on all of them.
 
-    `peak_bytes` of a step that does not fit is the compiler's own account, its parts are then not known (None).
+    `peak_bytes` of a step that does not fit is the compiler's own account; its parts, and what it would move, are then not
+    known (None). `moved_bytes` is what a device reads from and writes to its memory, `moved_by` the kinds of instruction
+    that move most: (kind, how often it runs, bytes). `memory_seconds` and `matmul_seconds` are the times that this traffic
+    and the matrix products take at the chip's rates, `measured` or `published`: no step is faster than the longer one.
     """
 
     topology: str
@@ -56,7 +61,11 @@ class Plan:
     optimizer_bytes: int
     collectives: dict[str, dict[str, int]]
     flops_per_step: int
-    step_seconds: float
+    moved_bytes: int | None
+    moved_by: list[tuple[str, int, int]]
+    matmul_seconds: float
+    memory_seconds: float | None
+    rates: str
     compile_seconds: float
 
 
@@ -94,7 +103,8 @@ def plan(request: dict[str, Any]) -> Plan:
     """Compile the step that a request describes; see `in_subprocess`."""
     import jax
 
-    from crate_jax.planning import flops, hlo
+    from crate_jax.parallel import flops
+    from crate_jax.planning import hlo, traffic
     from crate_jax.planning import topology as topologies
     from crate_jax.training import config as configs
     from crate_jax.training import optim, program, sharding, state, steps
@@ -111,7 +121,7 @@ def plan(request: dict[str, Any]) -> Plan:
         began = time.perf_counter()
         memory, text, peak = None, "", None
         try:
-            compiled = lowered.compile()
+            compiled = _compile(lowered, machine)
             memory, text, peak = compiled.memory_analysis(), compiled.as_text(), program.peak_bytes(compiled)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -132,7 +142,9 @@ def plan(request: dict[str, Any]) -> Plan:
         abstract.params,
         {name: jax.ShapeDtypeStruct((config.batch_size, *b.shape[1:]), b.dtype) for name, b in batch.items()},
     )
-    limit = machine.chip.hbm_bytes * (GPU_SHARE if machine.kind == "h100" else 1)
+    chip, on_gpu = machine.chip, machine.kind in topologies.GPUS
+    limit = chip.hbm_bytes * (GPU_SHARE if on_gpu else 1)
+    moved = traffic.moved(text, on_chip=not on_gpu) if text else None
     return Plan(
         topology=str(machine),
         mesh=dict(run.mesh.shape),
@@ -141,7 +153,7 @@ def plan(request: dict[str, Any]) -> Plan:
         num_params=run.model.num_params,
         num_devices=machine.num_devices,
         fits=memory is not None and peak <= limit,
-        hbm_bytes=machine.chip.hbm_bytes,
+        hbm_bytes=chip.hbm_bytes,
         peak_bytes=peak,
         argument_bytes=memory and memory.argument_size_in_bytes,
         temp_bytes=memory and memory.temp_size_in_bytes,
@@ -149,7 +161,11 @@ def plan(request: dict[str, Any]) -> Plan:
         optimizer_bytes=held["opt_state"],
         collectives={kind: found._asdict() for kind, found in hlo.collectives(text).items()} if text else {},
         flops_per_step=count,
-        step_seconds=count / (machine.num_devices * machine.chip.peak_flops * 0.4),
+        moved_bytes=moved and moved.bytes,
+        moved_by=moved.kinds[:LARGEST] if moved else [],
+        matmul_seconds=count / (machine.num_devices * chip.reachable_flops),
+        memory_seconds=moved and moved.bytes / chip.reachable_bandwidth,
+        rates=chip.rates_are,
         compile_seconds=seconds,
     )
 
@@ -208,6 +224,26 @@ def _dataset(config):
         num_examples={"train": 1_281_167, "test": 50_000},
         kind="text" if data.name.startswith("text") else "images",
     )
+
+
+def _compile(lowered, machine):
+    """Compiled for the machine.
+
+    Where XLA's Triton kernels have no tiling for a matrix product it fails; on a card it would have tried cuBLAS too, and
+    here, where it cannot try, it is told to take cuBLAS for all.
+    """
+    import jax
+
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "tile sizes" not in str(error):
+            raise
+    print(
+        f"plan: no Triton tiling for a matrix product on {machine}; compiled with cuBLAS alone",
+        file=sys.stderr,
+    )
+    return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
 
 def _without_remat(model):
