@@ -16,9 +16,10 @@ os.environ.setdefault("PJRT_NPROC", "16")
 import jax
 
 from crate_jax import models
-from crate_jax.training import optim, sharding, state
+from crate_jax.parallel import sharding
+from crate_jax.runs.config import MeshConfig, OptimizerConfig
+from crate_jax.training import optim, state
 from crate_jax.training.checkpoint import Checkpoints
-from crate_jax.training.config import MeshConfig, OptimizerConfig
 
 
 def resident_bytes(what: str = "VmRSS") -> int:

@@ -37,8 +37,8 @@ import dataclasses
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training import recipes
-from crate_jax.training.config import (
+from crate_jax.runs import recipes
+from crate_jax.runs.config import (
     Config,
     Duration,
     OptimizerConfig,

@@ -23,8 +23,8 @@ Hardware: one 80 GB GPU for base; accumulate=4 where memory is short. Not run he
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training import recipes
-from crate_jax.training.config import Config, OptimizerConfig, choose, epochs, percent
+from crate_jax.runs import recipes
+from crate_jax.runs.config import Config, OptimizerConfig, choose, epochs, percent
 
 # Dataset: TFDS name, training split, classes, epochs. Flowers' published splits put the validation images to training.
 DATASETS = {

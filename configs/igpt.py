@@ -33,7 +33,7 @@ import dataclasses
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training.config import (
+from crate_jax.runs.config import (
     Config,
     DataConfig,
     MeshConfig,

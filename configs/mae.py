@@ -23,8 +23,8 @@ import dataclasses
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training import recipes
-from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choose, epochs, percent
+from crate_jax.runs import recipes
+from crate_jax.runs.config import Config, DataConfig, OptimizerConfig, choose, epochs, percent
 
 
 def digits() -> Config:

@@ -22,8 +22,8 @@ Variants (--config=configs/simdino.py:VARIANT):
 import dataclasses
 
 from crate_jax import models
-from crate_jax.training import recipes
-from crate_jax.training.config import (
+from crate_jax.runs import recipes
+from crate_jax.runs.config import (
     Config,
     DataConfig,
     OptimizerConfig,

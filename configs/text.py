@@ -22,7 +22,7 @@ Variants (--config=configs/text.py:VARIANT):
 import dataclasses
 
 from crate_jax import models
-from crate_jax.training.config import Config, DataConfig, OptimizerConfig, choose, steps
+from crate_jax.runs.config import Config, DataConfig, OptimizerConfig, choose, steps
 
 
 def gpt() -> Config:

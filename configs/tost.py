@@ -16,8 +16,8 @@ Variants (--config=configs/tost.py:VARIANT):
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training import recipes
-from crate_jax.training.config import Config, OptimizerConfig, choose, epochs
+from crate_jax.runs import recipes
+from crate_jax.runs.config import Config, OptimizerConfig, choose, epochs
 
 
 def digits() -> Config:

@@ -17,8 +17,8 @@ Variants (--config=configs/vit.py:VARIANT):
 from functools import partial
 
 from crate_jax import models
-from crate_jax.training import recipes
-from crate_jax.training.config import Config, choose
+from crate_jax.runs import recipes
+from crate_jax.runs.config import Config, choose
 
 
 def digits() -> Config:

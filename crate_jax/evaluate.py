@@ -9,9 +9,10 @@ from absl import flags
 from crate_jax import InputError
 from crate_jax.analysis import layerwise
 from crate_jax.data import real, sources, subset
-from crate_jax.training import cli, evaluation, steps
-from crate_jax.training.console import table, wide_table
-from crate_jax.training.metrics import write_atomically
+from crate_jax.runs import cli
+from crate_jax.runs.console import table, wide_table
+from crate_jax.runs.metrics import write_atomically
+from crate_jax.training import evaluation, steps
 from crate_jax.training.restore import open_run
 from crate_jax.training.run import Run
 

@@ -9,12 +9,14 @@ from absl import flags
 
 from crate_jax import InputError
 from crate_jax.models.stack import REMAT_POLICIES
+from crate_jax.parallel import sharding
+from crate_jax.parallel.sharding import MeshConfig
 from crate_jax.planning import topology as topologies
 from crate_jax.planning.compile import Plan, in_subprocess
-from crate_jax.training import cli, sharding
-from crate_jax.training.config import Config, MeshConfig, to_config_dict
-from crate_jax.training.console import console, human_bytes, table, wide_table
-from crate_jax.training.workdir import without_none
+from crate_jax.runs import cli
+from crate_jax.runs.config import Config, to_config_dict
+from crate_jax.runs.console import console, human_bytes, table, wide_table
+from crate_jax.runs.workdir import without_none
 
 # Batches of a search are the configuration's times or by two, at most so often.
 DOUBLINGS = 6

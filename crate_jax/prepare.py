@@ -7,7 +7,7 @@ from absl import flags
 
 from crate_jax import InputError
 from crate_jax.data import prepare
-from crate_jax.training import console
+from crate_jax.runs import console
 
 EXAMPLE = """  python -m crate_jax.prepare --input=folder:data/imagenet --output=data/imagenet-records
   python -m crate_jax.train --config=configs/crate.py:small --config.data.name=array_record:data/imagenet-records"""
@@ -68,6 +68,6 @@ def _report(name: str, output: Path, done: prepare.Prepared) -> None:
 
 if __name__ == "__main__":
     # Not above: the processes that write shards import this file and need no JAX.
-    from crate_jax.training import cli
+    from crate_jax.runs import cli
 
     cli.run(main, joins=False)

@@ -11,13 +11,13 @@ from absl import flags
 from crate_jax import InputError, models, weights
 from crate_jax.analysis import features, figures, linear_probe
 from crate_jax.analysis.linear_probe import Probe
-from crate_jax.training import cli
-from crate_jax.training.config import Config, DataConfig
-from crate_jax.training.console import console, wide_table
-from crate_jax.training.metrics import write_atomically
+from crate_jax.parallel.sharding import tree_shardings
+from crate_jax.runs import cli
+from crate_jax.runs.config import Config, DataConfig
+from crate_jax.runs.console import console, wide_table
+from crate_jax.runs.metrics import write_atomically
 from crate_jax.training.restore import open_data, open_run
 from crate_jax.training.run import Run
-from crate_jax.training.sharding import tree_shardings
 
 
 def main(argv: list[str]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from crate_jax import InputError
 from crate_jax.analysis import ablation, scaling
-from crate_jax.training import cli
-from crate_jax.training.console import console, wide_table
-from crate_jax.training.metrics import read_metrics, write_atomically
+from crate_jax.runs import cli
+from crate_jax.runs.console import console, wide_table
+from crate_jax.runs.metrics import read_metrics, write_atomically
 
 # A study is read as its name says.
 ANALYSES = {"scaling": scaling, "ablation": ablation}

@@ -11,12 +11,13 @@ from crate_jax import InputError, models
 from crate_jax.analysis.pictures import image_grid
 from crate_jax.data import folders
 from crate_jax.models import sampling
-from crate_jax.training import cli, sharding
-from crate_jax.training.console import console, progress, table
-from crate_jax.training.metrics import write_atomically
+from crate_jax.parallel import sharding
+from crate_jax.runs import cli
+from crate_jax.runs.console import console, progress, table
+from crate_jax.runs.metrics import write_atomically
+from crate_jax.tasks.tokenizer import Pixels, make_tokenizer
 from crate_jax.training.restore import open_run
 from crate_jax.training.run import Run
-from crate_jax.training.tokenizer import Pixels, make_tokenizer
 
 MODES = ("unconditional", "complete")
 TASKS = ("autoregressive", "joint")

@@ -14,25 +14,16 @@ import jax
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
 from crate_jax.data import pipeline, subset
-from crate_jax.training import (
-    cli,
-    evaluation,
-    optim,
-    processes,
-    program,
-    restore,
-    state,
-    steps,
-    throughput,
-    workdir,
-)
+from crate_jax.parallel import processes
+from crate_jax.parallel.feed import Feed
+from crate_jax.parallel.sharding import MeshConfig, make_mesh, replicated, shard_batch
+from crate_jax.runs import cli, workdir
+from crate_jax.runs.config import Config
+from crate_jax.runs.console import TrainingProgress, console, table
+from crate_jax.runs.metrics import MetricsWriter, ThroughputWindow, read_metrics, write_atomically
+from crate_jax.training import evaluation, optim, program, restore, state, steps, throughput
 from crate_jax.training.checkpoint import Checkpoints
-from crate_jax.training.config import Config, MeshConfig
-from crate_jax.training.console import TrainingProgress, console, table
-from crate_jax.training.feed import Feed
-from crate_jax.training.metrics import MetricsWriter, ThroughputWindow, read_metrics, write_atomically
 from crate_jax.training.run import Run, make_run
-from crate_jax.training.sharding import make_mesh, replicated, shard_batch
 from crate_jax.training.summary import print_summary
 
 # Steps that the host may run ahead of the device: enough to hide its own work, few enough that forced host devices,

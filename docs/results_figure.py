@@ -6,8 +6,8 @@ import sys
 import matplotlib.pyplot as plt
 
 from crate_jax.analysis import figures
-from crate_jax.training import workdir
-from crate_jax.training.metrics import read_metrics
+from crate_jax.runs import workdir
+from crate_jax.runs.metrics import read_metrics
 
 
 def points(lines: list[dict], key: str, epochs_per_step: float) -> tuple[list[float], list[float]]:

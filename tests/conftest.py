@@ -103,7 +103,7 @@ def load_config(changes: dict, file: str = "configs/base.py", variant: str | Non
     """A config file with changes, as the command line would make it."""
     from ml_collections import config_flags  # noqa: F401  (the loader below is the flag's own)
 
-    from crate_jax.training.config import from_config_dict
+    from crate_jax.runs.config import from_config_dict
 
     namespace: dict = {}
     exec(compile((ROOT / file).read_text(), file, "exec"), namespace)

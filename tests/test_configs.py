@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT, TINY, load_config
 
 from crate_jax import InputError, models
+from crate_jax.parallel import processes
+from crate_jax.runs.config import from_config_dict, steps, to_config_dict
 from crate_jax.train import train
-from crate_jax.training import processes
-from crate_jax.training.config import from_config_dict, steps, to_config_dict
 
 SHRUNK = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}
 

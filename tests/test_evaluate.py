@@ -11,9 +11,9 @@ from conftest import TINY, command, load_config, run
 
 from crate_jax import InputError, evaluate, models
 from crate_jax.data import sources
+from crate_jax.runs.workdir import read_config
 from crate_jax.train import train
 from crate_jax.training.restore import _label_map, open_run
-from crate_jax.training.workdir import read_config
 
 
 @pytest.fixture(scope="module")

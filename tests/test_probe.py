@@ -10,8 +10,8 @@ from conftest import ROOT, TINY, load_config
 from crate_jax import InputError, probe, weights
 from crate_jax.analysis import features, linear_probe
 from crate_jax.data import sources
+from crate_jax.runs import cli
 from crate_jax.train import train
-from crate_jax.training import cli
 from crate_jax.training.restore import open_run
 
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -9,8 +9,8 @@ from conftest import ROOT, TINY, load_config
 
 from crate_jax import InputError, models, report
 from crate_jax.analysis import ablation, scaling
+from crate_jax.runs.config import to_config_dict
 from crate_jax.train import train
-from crate_jax.training.config import to_config_dict
 
 SHRUNK = {key: value for key, value in TINY.items() if not key.startswith("model.")}
 SHRUNK |= {"model.dim": 16, "model.depth": 2, "model.heads": 2, "total_steps": 10, "eval_steps": 5}

@@ -109,8 +109,8 @@ def test_a_finished_run_started_again_ends_the_same(untouched, tiny_flags):
 @pytest.mark.parametrize("file", ["configs/simdino.py", "configs/mae.py"])
 def test_a_teacher_and_masks_go_on_where_they_stopped(file, tmp_path, compile_once, monkeypatch):
     """Views, masks and the teacher's momentum are functions of the step, so a run in two parts is the run in one."""
+    from crate_jax.parallel import processes
     from crate_jax.train import Trainer, train
-    from crate_jax.training import processes
 
     monkeypatch.setattr(Trainer, "_finish", lambda trainer, current: None)  # No evaluation, no pictures.
     lengths = {"total_steps": 4, "log_steps": 1, "checkpoint_steps": 4}

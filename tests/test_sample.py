@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY, load_config
 
 from crate_jax import InputError, sample
+from crate_jax.runs import workdir as workdirs
 from crate_jax.train import train
-from crate_jax.training import workdir as workdirs
 
 SMALL = {name: value for name, value in TINY.items() if name != "model.head_dim"}
 

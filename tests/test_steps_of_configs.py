@@ -13,11 +13,11 @@ from test_configs import ALL
 
 from crate_jax import models
 from crate_jax.data import palette
+from crate_jax.parallel.sharding import MeshConfig, shard_batch
+from crate_jax.runs.config import Duration
 from crate_jax.train import Trainer
 from crate_jax.training import state
-from crate_jax.training.config import Duration, MeshConfig
 from crate_jax.training.run import make_run
-from crate_jax.training.sharding import shard_batch
 
 # Of every model; a field that a model does not have stays away.
 SMALL = {

@@ -13,8 +13,8 @@ import numpy as np
 
 from crate_jax import models
 from crate_jax.analysis.figures import BLUE, GREY, ORANGE, save
-from crate_jax.training.metrics import read_metrics, write_atomically
-from crate_jax.training.workdir import read_config
+from crate_jax.runs.metrics import read_metrics, write_atomically
+from crate_jax.runs.workdir import read_config
 
 COMMANDS = ("train",)
 HEADERS = (

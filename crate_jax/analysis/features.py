@@ -24,10 +24,10 @@ from crate_jax import InputError
 from crate_jax.data import files
 from crate_jax.data.sources import Source
 from crate_jax.models import Params
-from crate_jax.training.console import progress
-from crate_jax.training.metrics import write_atomically
+from crate_jax.parallel.sharding import replicated, shard_batch
+from crate_jax.runs.console import progress
+from crate_jax.runs.metrics import write_atomically
 from crate_jax.training.run import Run
-from crate_jax.training.sharding import replicated, shard_batch
 
 CHUNK_BYTES = 2**26
 # Examples whose content stands for that of the whole split when a cache is looked up.

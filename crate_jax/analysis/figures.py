@@ -12,7 +12,7 @@ import numpy as np
 
 from crate_jax.analysis.layerwise import Measurement
 from crate_jax.analysis.linear_probe import Probe
-from crate_jax.training.metrics import write_atomically
+from crate_jax.runs.metrics import write_atomically
 
 # Colour-blind safe (Okabe and Ito).
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"

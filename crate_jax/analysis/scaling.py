@@ -13,8 +13,8 @@ import numpy as np
 
 from crate_jax import models
 from crate_jax.analysis.figures import BLUE, GREY, ORANGE, save
-from crate_jax.training.metrics import read_metrics, write_atomically
-from crate_jax.training.workdir import read_config, read_dataset
+from crate_jax.runs.metrics import read_metrics, write_atomically
+from crate_jax.runs.workdir import read_config, read_dataset
 
 # The commands that every run of a study goes through, and the columns of its table.
 COMMANDS = ("train", "probe")

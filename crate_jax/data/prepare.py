@@ -70,7 +70,7 @@ def prepare(
         stop_at_unreadable: stop at the first image that cannot be decoded, rather than leave it out.
         num_processes: how many write at once; None takes one a core.
         shard_bytes: size of a shard, about.
-        progress: shows it, such as `training.console.progress`.
+        progress: shows it, such as `runs.console.progress`.
 
     Returns:
         what was written.

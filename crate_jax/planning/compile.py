@@ -103,11 +103,11 @@ def plan(request: dict[str, Any]) -> Plan:
     """Compile the step that a request describes; see `in_subprocess`."""
     import jax
 
-    from crate_jax.parallel import flops
+    from crate_jax.parallel import flops, sharding
     from crate_jax.planning import hlo, traffic
     from crate_jax.planning import topology as topologies
-    from crate_jax.training import config as configs
-    from crate_jax.training import optim, program, sharding, state, steps
+    from crate_jax.runs import config as configs
+    from crate_jax.training import optim, program, state, steps
 
     machine = topologies.parse(request["topology"], request["slices"])
     config = configs.from_config_dict(request["config"], set(request["overrides"]))
@@ -180,11 +180,11 @@ def describe(config, overrides: Collection[str], devices: list):
     import numpy as np
 
     from crate_jax import models
-    from crate_jax.training.config import fit_to_data
+    from crate_jax.parallel.sharding import check_batch_size, make_mesh
+    from crate_jax.runs.config import fit_to_data
+    from crate_jax.tasks import make_task
+    from crate_jax.tasks.tokenizer import Pixels
     from crate_jax.training.run import Run
-    from crate_jax.training.sharding import check_batch_size, make_mesh
-    from crate_jax.training.tasks import make_task
-    from crate_jax.training.tokenizer import Pixels
 
     if getattr(config.model, "dtype", None) == "auto":
         # What `auto` is on the machine planned for.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from crate_jax.training.sharding import shard_batch
+from crate_jax.parallel.sharding import shard_batch
 
 
 def evaluate(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from crate_jax import InputError
-from crate_jax.training.config import OptimizerConfig
+from crate_jax.runs.config import OptimizerConfig
 
 # Parameters whose names end in these are not decayed: pulling norms, biases, positions, the tokens that stand for no patch,
 # temperatures or learned step sizes to zero compresses nothing, and a fixed output matrix is not trained at all.

@@ -3,9 +3,9 @@
 import jax
 import optax
 
+from crate_jax.parallel.sharding import batch_sharding, replicated
 from crate_jax.training import state, steps
 from crate_jax.training.run import Run
-from crate_jax.training.sharding import batch_sharding, replicated
 from crate_jax.training.state import TrainState
 
 

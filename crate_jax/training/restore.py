@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from crate_jax import InputError, models
 from crate_jax.data import sources
-from crate_jax.training import workdir as workdirs
+from crate_jax.runs import workdir as workdirs
+from crate_jax.runs.config import Config
 from crate_jax.training.checkpoint import Checkpoints
-from crate_jax.training.config import Config
 from crate_jax.training.run import Run, make_run
 from crate_jax.training.state import TrainState, with_shardings
 

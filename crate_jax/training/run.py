@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from crate_jax import InputError, models
 from crate_jax.data import palette, pipeline, sources, subset
 from crate_jax.data.transforms import Augment
-from crate_jax.training import workdir as workdirs
-from crate_jax.training.config import Config, DataConfig, Duration, fit_to_data
-from crate_jax.training.sharding import batch_part, check_batch_size, make_mesh
-from crate_jax.training.tasks import Task, make_task
-from crate_jax.training.tokenizer import Pixels
+from crate_jax.parallel.sharding import batch_part, check_batch_size, make_mesh
+from crate_jax.runs import workdir as workdirs
+from crate_jax.runs.config import Config, DataConfig, Duration, fit_to_data
+from crate_jax.tasks import Task, make_task
+from crate_jax.tasks.tokenizer import Pixels
 
 
 @dataclasses.dataclass(frozen=True)

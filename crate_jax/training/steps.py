@@ -10,11 +10,11 @@ import optax
 from jax.sharding import Mesh
 
 from crate_jax.models import Model
-from crate_jax.training.config import Config
+from crate_jax.parallel.sharding import replicated
+from crate_jax.runs.config import Config
+from crate_jax.tasks import Batch, Task
 from crate_jax.training.optim import make_ema_schedule
-from crate_jax.training.sharding import replicated
 from crate_jax.training.state import TrainState
-from crate_jax.training.tasks import Batch, Task
 
 # Metrics that every task has, next to its own.
 COMMON_METRICS = ("loss", "grad_norm")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import jax
 
 from crate_jax.data.pipeline import Batches, usable_cores
-from crate_jax.training.feed import Feed
+from crate_jax.parallel.feed import Feed
+from crate_jax.parallel.sharding import shard_batch
 from crate_jax.training.run import Run
-from crate_jax.training.sharding import shard_batch
 from crate_jax.training.state import TrainState
 
 SECONDS = 10.0  # Of each of the three measurements; two batches at least.

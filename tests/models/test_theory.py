@@ -11,7 +11,7 @@ from flax import nnx
 from crate_jax import InputError, models, objectives
 from crate_jax.models.crate import UPDATES, CRATEBlock
 from crate_jax.models.layers import ISTA, MSSA
-from crate_jax.training.config import OptimizerConfig
+from crate_jax.runs.config import OptimizerConfig
 from crate_jax.training.optim import make_optimizer
 
 DIM, HEADS, HEAD_DIM, TOKENS, EPS_SQ = 8, 2, 4, 5, 0.3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError
+from crate_jax.runs.config import OptimizerConfig
 from crate_jax.training import optim
-from crate_jax.training.config import OptimizerConfig
 
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 64 * 32).reshape(64, 32), "bias": jnp.ones(8)}
 GRADS = {

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from crate_jax.parallel.sharding import MeshConfig, make_mesh
 from crate_jax.training import steps
-from crate_jax.training.config import MeshConfig
-from crate_jax.training.sharding import make_mesh
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError, models
-from crate_jax.training.config import Config, RegularizerConfig
-from crate_jax.training.regularizer import make_regularizer
-from crate_jax.training.tasks import make_task
-from crate_jax.training.tokenizer import Pixels
+from crate_jax.runs.config import Config, RegularizerConfig
+from crate_jax.tasks import make_task
+from crate_jax.tasks.regularizer import make_regularizer
+from crate_jax.tasks.tokenizer import Pixels
 
 SMALL = {"image_size": 8, "patch_size": 4, "channels": 1, "num_classes": 3, "dim": 8, "depth": 3, "heads": 2}
 CRATE = models.CRATEConfig(**SMALL, head_dim=4)

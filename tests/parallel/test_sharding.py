@@ -13,8 +13,10 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from crate_jax import InputError, models
 from crate_jax.models import partition
-from crate_jax.training import optim, sharding, state
-from crate_jax.training.config import MeshConfig, OptimizerConfig
+from crate_jax.parallel import sharding
+from crate_jax.parallel.sharding import MeshConfig
+from crate_jax.runs.config import OptimizerConfig
+from crate_jax.training import optim, state
 
 
 def abstract_mesh(data=1, fsdp=1, tensor=1):
@@ -180,8 +182,8 @@ import sys
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from crate_jax import models
-from crate_jax.training.config import MeshConfig
-from crate_jax.training.sharding import make_mesh, tree_shardings
+from crate_jax.parallel.sharding import MeshConfig
+from crate_jax.parallel.sharding import make_mesh, tree_shardings
 
 mesh = make_mesh(MeshConfig(tensor=2))
 model = models.create(models.IGPTConfig(vocab_size=4, num_positions=8, dim=16, depth=1, heads=2, dtype="float32"))

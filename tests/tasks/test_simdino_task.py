@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError, models
-from crate_jax.training import steps, views
-from crate_jax.training.config import Config, SimDINOConfig
+from crate_jax.runs.config import Config, SimDINOConfig
+from crate_jax.tasks import make_task, views
+from crate_jax.tasks.simdino import alignment, expansion
+from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.training import steps
 from crate_jax.training.optim import make_ema_schedule
-from crate_jax.training.tasks import make_task
-from crate_jax.training.tasks.simdino import alignment, expansion
-from crate_jax.training.tokenizer import Pixels
 
 CONFIG = Config(
     model=models.CRATEConfig(

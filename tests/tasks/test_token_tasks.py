@@ -11,10 +11,10 @@ import pytest
 
 from crate_jax import InputError, models
 from crate_jax.models.gpt import MASKED
-from crate_jax.training.config import Config, DataConfig, RegularizerConfig
-from crate_jax.training.tasks import make_task
-from crate_jax.training.tasks import tokens as tokens_module
-from crate_jax.training.tokenizer import Pixels, dequantise, make_tokenizer, quantise, to_bytes
+from crate_jax.runs.config import Config, DataConfig, RegularizerConfig
+from crate_jax.tasks import make_task
+from crate_jax.tasks import tokens as tokens_module
+from crate_jax.tasks.tokenizer import Pixels, dequantise, make_tokenizer, quantise, to_bytes
 
 GREY = Pixels(max_value=3)
 CONFIG = Config(

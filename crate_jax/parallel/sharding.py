@@ -1,5 +1,6 @@
 """The mesh, and the placement of parameters, optimiser state, caches and batches on it by `models.partition.RULES`."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -9,7 +10,6 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from crate_jax import InputError
 from crate_jax.models.partition import BATCH_AXES, axes_for
-from crate_jax.training.config import MeshConfig
 
 # Devices that share heads and features under fsdp_tp: within one host of every machine we know.
 TENSOR = 4
@@ -24,6 +24,19 @@ PRESETS: dict[str, tuple[int | str, int, int]] = {
     "fsdp_tp": (1, -1, TENSOR),
     "hybrid": ("slices", -1, 1),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """A preset, one of `sharding.PRESETS`, and devices along each mesh axis in place of the preset's.
+
+    One axis may be -1: whatever the others leave. If no axis is, `data` is, unless it was given.
+    """
+
+    preset: str = "dp"
+    data: int | None = None
+    fsdp: int | None = None
+    tensor: int | None = None
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -14,11 +14,11 @@ from crate_jax.analysis.pictures import image_grid
 from crate_jax.data.sources import Source
 from crate_jax.models.crate_mae import random_mask
 from crate_jax.models.layers import patchify, unpatchify
-from crate_jax.training.config import Config
-from crate_jax.training.console import wide_table
-from crate_jax.training.metrics import write_atomically
-from crate_jax.training.tasks.base import Apply, Batch, Task, fixed_keys, normalised_images
-from crate_jax.training.tokenizer import Pixels
+from crate_jax.runs.config import Config
+from crate_jax.runs.console import wide_table
+from crate_jax.runs.metrics import write_atomically
+from crate_jax.tasks.base import Apply, Batch, Task, fixed_keys, normalised_images
+from crate_jax.tasks.tokenizer import Pixels
 
 # Added to the variance of a patch: flat patches have none.
 VARIANCE_EPS = 1e-6

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax.training import augment
+from crate_jax.tasks import augment
 
 KEY = jax.random.key(0)
 # Image i is filled with i, its target is class i.

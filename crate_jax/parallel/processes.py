@@ -12,7 +12,6 @@ import jax
 from jax.experimental import multihost_utils
 
 from crate_jax import InputError
-from crate_jax.training.console import console
 
 # Flag of a command → variable that stands for it.
 FLAGS = {
@@ -28,8 +27,6 @@ FAREWELL_SECONDS = 3600
 
 def join(argv: list[str]) -> list[str]:
     """Join the other processes of the job, if there are any; before anything touches a device.
-
-    Only the first process speaks from now on.
 
     Returns:
       the command line without the flags of this module.
@@ -55,7 +52,6 @@ def join(argv: list[str]) -> list[str]:
         return rest  # No cluster: a machine on its own.
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"could not join the other processes: {str(error).splitlines()[0]}") from None
-    console.quiet = jax.process_index() > 0
     return rest
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from crate_jax import InputError
 from crate_jax.data import palette
 from crate_jax.data.sources import DatasetInfo
-from crate_jax.training import processes
-from crate_jax.training.config import Config, from_config_dict, to_config_dict
-from crate_jax.training.metrics import write_atomically
+from crate_jax.parallel import processes
+from crate_jax.runs.config import Config, from_config_dict, to_config_dict
+from crate_jax.runs.metrics import write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"

@@ -3,11 +3,11 @@
 from operator import attrgetter
 
 from crate_jax import InputError
-from crate_jax.training.config import Config
-from crate_jax.training.tasks import reconstruct, simdino, tokens
-from crate_jax.training.tasks.base import Apply, Batch, Task
-from crate_jax.training.tasks.classify import classify
-from crate_jax.training.tokenizer import Pixels
+from crate_jax.runs.config import Config
+from crate_jax.tasks import reconstruct, simdino, tokens
+from crate_jax.tasks.base import Apply, Batch, Task
+from crate_jax.tasks.classify import classify
+from crate_jax.tasks.tokenizer import Pixels
 
 TASKS = {
     "classify": classify,

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_dict
 
 from crate_jax import InputError, models
 from crate_jax.data.sources import DatasetInfo
+from crate_jax.parallel.sharding import MeshConfig
 
 # The vocabulary of text.
 BYTES = 256
@@ -92,7 +93,7 @@ class DataConfig:
     trivial_augment: bool = False  # TrivialAugment,
     three_augment: bool = False  # grey, solarised or blurred,
     color_jitter: float = 0.0  # brightness, contrast and colour by up to such a share;
-    mixup: float = 0.0  # and on the device, see `training.augment`: mixup's α,
+    mixup: float = 0.0  # and on the device, see `tasks.augment`: mixup's α,
     cutmix: float = 0.0  # CutMix's α,
     erase: float = 0.0  # probability of random erasing.
     labels_per_class: int | None = None  # Train on so many examples of each class, drawn by the seed.
@@ -121,7 +122,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RegularizerConfig:
-    """Terms on a white box's layers, added to a supervised loss (see `training.regularizer`); a weight of 0 is off."""
+    """Terms on a white box's layers, added to a supervised loss (see `tasks.regularizer`); a weight of 0 is off."""
 
     sparse_rate_reduction: float = 0.0  # Weight of (R^c + λ‖Z‖₁ − R)/n, nats a token,
     layers: str = "random"  # in a random layer each step, in "all", or in layers such as "0,3".
@@ -132,7 +133,7 @@ class RegularizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SimDINOConfig:
-    """The views and the loss of task simdino (see `training.tasks.simdino`); two views are global, `local_views` local."""
+    """The views and the loss of task simdino (see `tasks.simdino`); two views are global, `local_views` local."""
 
     local_views: int = 8
     local_size: int | None = None  # Height and width of a local view; None: those of a global one.
@@ -141,19 +142,6 @@ class SimDINOConfig:
     flip: bool = True
     alignment: float = 1.0  # Weight of the alignment.
     eps_sq: float = 0.05  # ε² of the coding rate.
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """A preset, one of `sharding.PRESETS`, and devices along each mesh axis in place of the preset's.
-
-    One axis may be -1: whatever the others leave. If no axis is, `data` is, unless it was given.
-    """
-
-    preset: str = "dp"
-    data: int | None = None
-    fsdp: int | None = None
-    tensor: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ A file in `configs/` starts from one of these and names what is its own.
 import dataclasses
 from typing import Any
 
-from crate_jax.training.config import Config, DataConfig, OptimizerConfig, epochs, percent
+from crate_jax.runs.config import Config, DataConfig, OptimizerConfig, epochs, percent
 
 # Means and standard deviations of the channels, of pixel values scaled to [0, 1].
 _CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}

@@ -18,9 +18,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import TINY, load_config
 
-from crate_jax.training import optim, processes, sharding, state, steps
+from crate_jax.parallel import processes, sharding
+from crate_jax.parallel.sharding import MeshConfig
+from crate_jax.training import optim, state, steps
 from crate_jax.training.checkpoint import Checkpoints
-from crate_jax.training.config import MeshConfig
 from crate_jax.training.run import Run, make_run
 
 STEPS = 10

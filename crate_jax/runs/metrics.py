@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crate_jax.data import files
-from crate_jax.training import processes
-from crate_jax.training.feed import Feed
+from crate_jax.parallel import processes
+from crate_jax.parallel.feed import Feed
 
 
 class MetricsWriter:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from crate_jax import InputError, models, objectives
 from crate_jax.models import Trace
 from crate_jax.objectives import logdet
-from crate_jax.training.config import Config, RegularizerConfig
+from crate_jax.runs.config import Config, RegularizerConfig
 
 
 class Regularizer(NamedTuple):

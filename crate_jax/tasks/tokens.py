@@ -14,13 +14,13 @@ import optax
 from crate_jax import InputError, models
 from crate_jax.compression import baselines
 from crate_jax.data.sources import Source
-from crate_jax.training.config import Config
-from crate_jax.training.console import wide_table
-from crate_jax.training.metrics import write_atomically
-from crate_jax.training.regularizer import make_regularizer
-from crate_jax.training.tasks.base import Apply, Batch, Task, fixed_keys
-from crate_jax.training.tasks.classify import class_scores, class_sums, soft_targets
-from crate_jax.training.tokenizer import Pixels, Tokenizer, make_tokenizer
+from crate_jax.runs.config import Config
+from crate_jax.runs.console import wide_table
+from crate_jax.runs.metrics import write_atomically
+from crate_jax.tasks.base import Apply, Batch, Task, fixed_keys
+from crate_jax.tasks.classify import class_scores, class_sums, soft_targets
+from crate_jax.tasks.regularizer import make_regularizer
+from crate_jax.tasks.tokenizer import Pixels, Tokenizer, make_tokenizer
 
 MASK_PROBABILITY = 0.15
 # The final report looks at no more tokens, of examples spread evenly over the split: LZMA is slow.

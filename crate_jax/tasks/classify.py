@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import optax
 
 from crate_jax import InputError
-from crate_jax.training import augment
-from crate_jax.training.config import Config
-from crate_jax.training.regularizer import make_regularizer
-from crate_jax.training.tasks.base import Apply, Batch, Task, normalised_images
-from crate_jax.training.tokenizer import Pixels
+from crate_jax.runs.config import Config
+from crate_jax.tasks import augment
+from crate_jax.tasks.base import Apply, Batch, Task, normalised_images
+from crate_jax.tasks.regularizer import make_regularizer
+from crate_jax.tasks.tokenizer import Pixels
 
 
 def classify(config: Config, pixels: Pixels) -> Task:

@@ -15,9 +15,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crate_jax import InputError
-from crate_jax.training import processes
-from crate_jax.training import workdir as workdirs
-from crate_jax.training.config import Config, from_config_dict, to_config_dict
+from crate_jax.parallel import processes
+from crate_jax.runs import workdir as workdirs
+from crate_jax.runs.config import Config, from_config_dict, to_config_dict
+from crate_jax.runs.console import console
 
 EXAMPLE = """  python -m crate_jax.train --config=configs/base.py --workdir=runs/base
   python -m crate_jax.evaluate --workdir=runs/base"""
@@ -32,7 +33,10 @@ def run(main: Callable[[list[str]], None], *, joins: bool = True) -> NoReturn:
     """
     _give_cpu_enough_threads()
     try:
-        main(processes.join(sys.argv) if joins else sys.argv)
+        argv = processes.join(sys.argv) if joins else sys.argv
+        # Of several processes only the first one speaks.
+        console.quiet = processes.several() and not processes.is_first()
+        main(argv)
     except (InputError, flags.Error) as error:
         _fail(str(error), 2)
     except FloatingPointError as error:

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from crate_jax.training.metrics import MetricsWriter, read_metrics, write_atomically
+from crate_jax.runs.metrics import MetricsWriter, read_metrics, write_atomically
 
 
 def test_lines_past_the_resume_step_and_torn_lines_go(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from crate_jax import InputError, models
 from crate_jax.data.sources import DatasetInfo
-from crate_jax.training.config import (
+from crate_jax.runs.config import (
     Config,
     Duration,
     fit_to_data,

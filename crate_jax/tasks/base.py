@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax.data.sources import Source
-from crate_jax.training import augment
-from crate_jax.training.config import Config
-from crate_jax.training.tokenizer import Pixels
+from crate_jax.runs.config import Config
+from crate_jax.tasks import augment
+from crate_jax.tasks.tokenizer import Pixels
 
 Batch = dict[str, jax.Array]
 # A model with its parameters bound: `apply(inputs, train=, key=, trace=) -> (output, trace)`.

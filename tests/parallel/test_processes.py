@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, TINY, environment
 
 from crate_jax import InputError
-from crate_jax.training import processes
+from crate_jax.parallel import processes
 
 
 def free_port() -> int:

@@ -11,15 +11,15 @@ import pytest
 
 from crate_jax import InputError, models
 from crate_jax.models.crate_mae import random_mask
-from crate_jax.training.config import Config, DataConfig
-from crate_jax.training.tasks import make_task
-from crate_jax.training.tasks.reconstruct import (
+from crate_jax.runs.config import Config, DataConfig
+from crate_jax.tasks import make_task
+from crate_jax.tasks.reconstruct import (
     fixed_noise,
     mean_patch,
     nearest_patch,
     normalise_patches,
 )
-from crate_jax.training.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import Pixels
 
 CONFIG = Config(
     model=models.CRATEMAEConfig(

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax import InputError, objectives
-from crate_jax.training import augment
-from crate_jax.training.config import Config
-from crate_jax.training.tasks.base import Apply, Batch, Task, fixed_keys, normalised_images
-from crate_jax.training.tokenizer import Pixels
-from crate_jax.training.views import Kind, random_views
+from crate_jax.runs.config import Config
+from crate_jax.tasks import augment
+from crate_jax.tasks.base import Apply, Batch, Task, fixed_keys, normalised_images
+from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.views import Kind, random_views
 
 # Released: of the first global view, the second, and the local ones.
 BLUR, SOLARISE = (1.0, 0.1, 0.5), (0.0, 0.2, 0.0)

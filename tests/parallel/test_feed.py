@@ -8,10 +8,9 @@ import pytest
 from conftest import TINY, load_config
 
 from crate_jax import InputError
+from crate_jax.parallel.feed import AHEAD, Feed
+from crate_jax.parallel.sharding import MeshConfig, make_mesh
 from crate_jax.train import train
-from crate_jax.training.config import MeshConfig
-from crate_jax.training.feed import AHEAD, Feed
-from crate_jax.training.sharding import make_mesh
 
 
 class Numbers:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from crate_jax.training.sharding import shard_batch
+from crate_jax.parallel.sharding import shard_batch
 
 # On the devices and not yet taken; one would do, were all batches equally quick to prepare.
 AHEAD = 2
