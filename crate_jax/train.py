@@ -14,7 +14,7 @@ import jax
 from crate_jax import InputError
 from crate_jax.analysis import figures, layerwise
 from crate_jax.data import pipeline, subset
-from crate_jax.parallel import processes
+from crate_jax.parallel import chips, processes
 from crate_jax.parallel.feed import Feed
 from crate_jax.parallel.sharding import MeshConfig, make_mesh, replicated, shard_batch
 from crate_jax.runs import cli, workdir
@@ -114,6 +114,9 @@ class Trainer:
         self.abstract, lowered = program.lower(run, tx, one, log_steps=self.every["log"])
         # Ahead of time: its memory is known before step 1.
         self.train_step = lowered.compile()
+        chip = chips.find(run.mesh.devices.flat[0].device_kind)
+        self.peak_flops = chip and chip.peak_flops * run.mesh.size
+        self.step_flops = program.matmul_flops(run, self.abstract.params, one) if chip else 0
         self.eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
         self.read_layers = layerwise.make_reader(run.model, run.task, run.mesh)
         self.stop_requested = False
@@ -152,7 +155,9 @@ class Trainer:
 
     def _loop(self, current: state.TrainState) -> state.TrainState:
         feed = Feed(self.batches.iterate(self.start_step), self.run.mesh)
-        self.window = ThroughputWindow(self.start_step, feed)
+        self.window = ThroughputWindow(
+            self.start_step, feed, step_flops=self.step_flops, peak_flops=self.peak_flops
+        )
         progress = TrainingProgress(self.total_steps, self.start_step)
         try:
             with processes.StopSignals() as signals, progress as self.progress:

@@ -103,11 +103,11 @@ def plan(request: dict[str, Any]) -> Plan:
     """Compile the step that a request describes; see `in_subprocess`."""
     import jax
 
-    from crate_jax.parallel import flops, sharding
+    from crate_jax.parallel import sharding
     from crate_jax.planning import hlo, traffic
     from crate_jax.planning import topology as topologies
     from crate_jax.runs import config as configs
-    from crate_jax.training import optim, program, state, steps
+    from crate_jax.training import optim, program, state
 
     machine = topologies.parse(request["topology"], request["slices"])
     config = configs.from_config_dict(request["config"], set(request["overrides"]))
@@ -133,15 +133,7 @@ def plan(request: dict[str, Any]) -> Plan:
         name: sharding.bytes_per_device(getattr(abstract, name), getattr(shardings, name))
         for name in ("params", "opt_state")
     }
-    # Recomputed products are no part of what a step is worth.
-    worth = dataclasses.replace(run, model=_without_remat(run.model))
-    count = flops.matmul_flops(
-        lambda params, batch: steps.loss_and_grad(
-            worth.model, worth.task, params, batch, jax.random.key(0), ema=params
-        ),
-        abstract.params,
-        {name: jax.ShapeDtypeStruct((config.batch_size, *b.shape[1:]), b.dtype) for name, b in batch.items()},
-    )
+    count = program.matmul_flops(run, abstract.params, batch)
     chip, on_gpu = machine.chip, machine.kind in topologies.GPUS
     limit = chip.hbm_bytes * (GPU_SHARE if on_gpu else 1)
     moved = traffic.moved(text, on_chip=not on_gpu) if text else None
@@ -244,14 +236,6 @@ def _compile(lowered, machine):
         file=sys.stderr,
     )
     return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
-
-
-def _without_remat(model):
-    from crate_jax import models
-
-    if not hasattr(model.config, "remat"):
-        return model
-    return models.create(dataclasses.replace(model.config, remat="none"))
 
 
 def _used_bytes(message: str) -> int | None:

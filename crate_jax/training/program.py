@@ -1,8 +1,12 @@
 """The training step as a program for the run's mesh, before any array exists."""
 
+import dataclasses
+
 import jax
 import optax
 
+from crate_jax import models
+from crate_jax.parallel import flops
 from crate_jax.parallel.sharding import batch_sharding, replicated
 from crate_jax.training import state, steps
 from crate_jax.training.run import Run
@@ -35,6 +39,32 @@ def lower(
     shardings = state.shardings_of(abstract)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return abstract, step.lower(abstract, batch)
+
+
+def matmul_flops(run: Run, params, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
+    """Flops of the matrix products of a step's losses and gradients, on all devices together. Nothing is computed.
+
+    Products that rematerialisation computes once more are left out: they are no part of what a step is worth.
+
+    Args:
+      run: model, task, batch size.
+      params: the parameters or their shapes.
+      batch: as for `lower`.
+    """
+    model = run.model
+    if hasattr(model.config, "remat"):
+        model = models.create(dataclasses.replace(model.config, remat="none"))
+    batch = {
+        name: jax.ShapeDtypeStruct((run.config.batch_size, *value.shape[1:]), value.dtype)
+        for name, value in batch.items()
+    }
+    return flops.matmul_flops(
+        lambda params, batch: steps.loss_and_grad(
+            model, run.task, params, batch, jax.random.key(0), ema=params
+        ),
+        params,
+        batch,
+    )
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
