@@ -13,25 +13,29 @@ from crate_jax.runs import cli
 from crate_jax.runs.console import table, wide_table
 from crate_jax.runs.metrics import write_atomically
 from crate_jax.training import evaluation, steps
-from crate_jax.training.restore import open_run
-from crate_jax.training.run import Run
+from crate_jax.training.building import Run
+from crate_jax.training.checkpoint import LATEST
+from crate_jax.training.opening import open_run
 
 
 def main(argv: list[str]) -> None:
     own = flags.FlagValues()
     flags.DEFINE_string("real_labels", None, "ImageNet's ReaL labels, a real.json.", flag_values=own)
+    flags.DEFINE_string(
+        "checkpoint", LATEST, "latest, best, or the step of one that is kept.", flag_values=own
+    )
     config, path, overrides = cli.parse_workdir(argv, own)
-    run, params, step = open_run(config, path, overrides)
-    source = run.source("test")
+    run, params, step = open_run(path, own["checkpoint"].value, config=config, overrides=overrides)
+    source = run.data.source("test")
     if own["real_labels"].value is not None:
         source = with_real_labels(run, Path(own["real_labels"].value))
     with jax.set_mesh(run.mesh):
-        batches = run.eval_batches(source)
+        batches = run.data.eval_batches(source)
         eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
         values = evaluation.evaluate(eval_step, params, batches, run.mesh)
         layers = None
         if run.model.readings is not None:
-            sample = run.eval_batches(subset.spread(source, layerwise.MAX_EXAMPLES))
+            sample = run.data.eval_batches(subset.spread(source, layerwise.MAX_EXAMPLES))
             layers = layerwise.measure(
                 layerwise.make_reader(run.model, run.task, run.mesh), params, sample, run.mesh
             )
@@ -68,7 +72,7 @@ def with_real_labels(run: Run, file: Path) -> sources.Source:
     data = run.config.data
     if run.config.task != "classify":
         raise InputError(f"--real_labels: found a run with task {run.config.task}; accepted: classify")
-    source = real.Labelled(run.source("test", fitted=False), real.load(file))
+    source = real.Labelled(run.data.source("test", fitted=False), real.load(file))
     return sources.Fitted(source, data.image_size, data.channels, data.eval_resize)
 
 

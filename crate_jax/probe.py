@@ -16,26 +16,36 @@ from crate_jax.runs import cli
 from crate_jax.runs.config import Config, DataConfig
 from crate_jax.runs.console import console, wide_table
 from crate_jax.runs.metrics import write_atomically
-from crate_jax.training.restore import open_data, open_run
-from crate_jax.training.run import Run
+from crate_jax.training.building import Run
+from crate_jax.training.checkpoint import BEST, LATEST
+from crate_jax.training.opening import open_model, open_run
+from crate_jax.training.restoring import at_resolution
 
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_bool("random", False, "Probe the untrained network alone.", flag_values=values)
-    flags.DEFINE_string("checkpoint", None, "A released checkpoint, in place of a run's.", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        LATEST,
+        "latest, best, or the step of one that is kept; a released file, in place of a run's.",
+        flag_values=values,
+    )
     flags.DEFINE_string("family", None, "What the checkpoint is of.", flag_values=values)
     flags.DEFINE_integer("heads", None, "The checkpoint's number of heads.", flag_values=values)
     values(argv, known_only=True)
-    if values["checkpoint"].value is not None:
+    checkpoint = values["checkpoint"].value
+    if checkpoint not in (LATEST, BEST) and not checkpoint.isdecimal():
         run, params = open_released(argv, values)
-        probe(run, {Path(values["checkpoint"].value).stem: params})
+        probe(run, {Path(checkpoint).stem: params})
         return
     config, path, overrides = cli.parse_workdir(argv, values)
     if values["random"].value:
-        probe(open_data(config, path), {})
+        probe(open_model(config, path), {})
     else:
-        run, params, step = open_run(config, path, overrides, match_classes=False)
+        run, params, step = open_run(
+            path, checkpoint, config=config, overrides=overrides, match_classes=False
+        )
         probe(run, {f"step-{step}": params})
 
 
@@ -65,7 +75,8 @@ def open_released(argv: list[str], values: flags.FlagValues) -> tuple[Run, model
     config, path, overrides = cli.parse_workdir(argv, values, default)
     if "data.name" not in overrides:
         raise InputError("--checkpoint needs the data beside it, such as --config.data.name=folder:PATH")
-    run = open_data(config, path)
+    run = open_model(config, path)
+    params = at_resolution(params, model, run.config.model)
     return run, jax.device_put(params, tree_shardings(params, run.mesh))
 
 

@@ -15,9 +15,10 @@ from crate_jax.parallel import sharding
 from crate_jax.runs import cli
 from crate_jax.runs.console import console, progress, table
 from crate_jax.runs.metrics import write_atomically
-from crate_jax.tasks.tokenizer import Pixels, make_tokenizer
-from crate_jax.training.restore import open_run
-from crate_jax.training.run import Run
+from crate_jax.tasks.tokenizer import make_tokenizer
+from crate_jax.training.building import Run
+from crate_jax.training.checkpoint import LATEST
+from crate_jax.training.opening import open_run
 
 MODES = ("unconditional", "complete")
 TASKS = ("autoregressive", "joint")
@@ -30,6 +31,7 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     own = {"flag_values": values}
     flags.DEFINE_enum("mode", "unconditional", MODES, "Draw whole images, or complete given ones.", **own)
+    flags.DEFINE_string("checkpoint", LATEST, "latest, best, or the step of one that is kept.", **own)
     flags.DEFINE_integer("rows", None, "Rows of pixels that are given, from the top; half by default.", **own)
     flags.DEFINE_integer("num", 16, "Number of images.", **own)
     flags.DEFINE_float("temperature", 1.0, "Logits are divided by it.", **own)
@@ -58,7 +60,7 @@ def main(argv: list[str]) -> None:
                 raise InputError(f"--{name} belongs to --mode=complete")
     draw = sampling.Draw(*(options[name].value for name in ("temperature", "top_k", "top_p")))
     draw.check(config.model.vocab_size)
-    run, params, step = open_run(config, path, overrides)
+    run, params, step = open_run(path, options["checkpoint"].value, config=config, overrides=overrides)
     if run.info.kind == "text":
         _write_text(run, params, step, options, draw)
         return
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> None:
     rows = size // 2 if rows is None else rows
     if mode == "complete" and not 0 < rows < size:
         raise InputError(f"--rows: found {rows}; accepted: 1 to {size - 1}, some of the image's {size} rows")
-    tokenizer = make_tokenizer(Pixels(run.info.max_value, run.colours), config.model.vocab_size)
+    tokenizer = make_tokenizer(run.pixels, run.config.model.vocab_size)
     originals, given = np.zeros((num, size * size), np.int32), 0
     if mode == "complete":
         images = _inputs(run, options["input"].value, num)
@@ -80,7 +82,7 @@ def main(argv: list[str]) -> None:
     default = run.workdir / "report" / ("samples.png" if mode == "unconditional" else "completions.png")
     output = Path(options["output"].value or default)
     output.parent.mkdir(parents=True, exist_ok=True)
-    scale = 255 / run.info.max_value if run.colours is None else 1
+    scale = 255 / run.info.max_value if run.palette is None else 1
     pictures = [tokenizer.decode(tokens) * scale]
     arrays = {"tokens": tokens}
     if mode == "complete":
@@ -159,7 +161,7 @@ def _inputs(run: Run, path: str | None, num: int) -> np.ndarray:
     """Images to complete, uint8 `[b, s, s, c]`, b ≤ num."""
     data = run.config.data
     if path is None:
-        source = run.source("test")
+        source = run.data.source("test")
         chosen = np.linspace(0, len(source) - 1, min(num, len(source)), dtype=int)
         return np.stack([source[int(i)]["image"] for i in chosen])
     images = folders.read_images(Path(path), limit=num, size=data.image_size, channels=data.channels)

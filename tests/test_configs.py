@@ -106,24 +106,6 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["ema_decay"] == 0.9
 
 
-def test_the_step_compiles_once(tmp_path, tiny_config):
-    from crate_jax.training import steps as functions
-
-    traced = []
-    original = functions.loss_and_grad
-
-    def counting(*args):
-        traced.append(1)
-        return original(*args)
-
-    functions.loss_and_grad = counting
-    try:
-        train(tiny_config, tmp_path)
-    finally:
-        functions.loss_and_grad = original
-    assert len(traced) == 1
-
-
 @pytest.mark.slow
 def test_the_default_configuration_reaches_its_accuracy(tmp_path, optimized):
     values = train(load_config({}), tmp_path)

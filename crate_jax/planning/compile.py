@@ -124,7 +124,7 @@ def plan(request: dict[str, Any]) -> Plan:
             compiled = _compile(lowered, machine)
             memory, text, peak = compiled.memory_analysis(), compiled.as_text(), program.peak_bytes(compiled)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if error.error_code_string != "RESOURCE_EXHAUSTED":
                 raise
             peak = _used_bytes(str(error))
         seconds = time.perf_counter() - began
@@ -171,31 +171,24 @@ def describe(config, overrides: Collection[str], devices: list):
     import jax
     import numpy as np
 
-    from crate_jax import models
-    from crate_jax.parallel.sharding import check_batch_size, make_mesh
     from crate_jax.runs.config import fit_to_data
-    from crate_jax.tasks import make_task
-    from crate_jax.tasks.tokenizer import Pixels
-    from crate_jax.training.run import Run
+    from crate_jax.training.building import build, needs_palette, with_palette
 
     if getattr(config.model, "dtype", None) == "auto":
         # What `auto` is on the machine planned for.
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     info = _dataset(config)
     config = fit_to_data(config, info, set(overrides))
-    mesh = make_mesh(config.mesh, devices)
-    check_batch_size(config.batch_size, config.accumulate, mesh)
+    run = build(config, info, Path("plan"), devices=devices)
+    if needs_palette(run):
+        run = with_palette(run, np.zeros((config.model.vocab_size, 3), np.float32))
     batch = {"index": jax.ShapeDtypeStruct((1,), np.int32)}
-    colours = None
     if info.kind == "text":
         batch["text"] = jax.ShapeDtypeStruct((1, config.model.num_positions), np.uint8)
     else:
         batch["image"] = jax.ShapeDtypeStruct((1, *config.data.shape, config.data.channels), np.uint8)
         batch["label"] = jax.ShapeDtypeStruct((1,), np.int32)
-        if isinstance(config.model, models.TokenConfig) and config.data.channels == 3:
-            colours = np.zeros((config.model.vocab_size, 3), np.float32)
-    task = make_task(config, Pixels(info.max_value, colours, info.kind == "text"))
-    return Run(config, Path("plan"), info, mesh, models.create(config.model), task, colours=colours), batch
+    return run, batch
 
 
 def _dataset(config):

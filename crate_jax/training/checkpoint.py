@@ -11,6 +11,8 @@ from crate_jax import InputError
 from crate_jax.training.state import TrainState
 
 NO_SCORE = float("-inf")
+# Names of checkpoints beside their steps.
+LATEST, BEST = "latest", "best"
 
 
 class Checkpoints:
@@ -39,10 +41,28 @@ class Checkpoints:
         """The last complete checkpoint's step; None when there is none."""
         return self._manager.latest_step()
 
-    @property
-    def best_step(self) -> int | None:
-        """The step of the checkpoint with the highest score; None when there is none."""
-        return self._manager.best_step()
+    def find(self, which: str) -> int:
+        """The step of the checkpoint that "latest", "best" or a step names.
+
+        The best one has the highest score of those that were evaluated while training.
+
+        Raises:
+          InputError: there is no such checkpoint; the message names those that there are.
+        """
+        kept = sorted(self._manager.all_steps())
+        if not kept:
+            raise InputError(f"--workdir: {self.directory.parent} holds no complete checkpoint yet")
+        scores = {step: self._manager.metrics(step)["score"] for step in kept}
+        best = max(kept, key=scores.get)
+        names = {LATEST: kept[-1]}
+        if scores[best] != NO_SCORE:
+            names[BEST] = best
+        names |= {str(step): step for step in kept}
+        if which not in names:
+            raise InputError(
+                f"--checkpoint: found {which}; accepted in {self.directory.parent}: {', '.join(names)}"
+            )
+        return names[which]
 
     def save(self, state: TrainState, step: int, score: float | None) -> None:
         """Start saving; returns when the arrays are copied, before they are written.

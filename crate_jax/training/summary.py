@@ -4,8 +4,8 @@ import jax
 
 from crate_jax.parallel.sharding import bytes_per_device
 from crate_jax.runs import console
+from crate_jax.training.building import Run
 from crate_jax.training.program import peak_bytes
-from crate_jax.training.run import Run
 from crate_jax.training.state import TrainState, shardings_of
 
 

@@ -21,8 +21,9 @@ from conftest import TINY, load_config
 from crate_jax.parallel import processes, sharding
 from crate_jax.parallel.sharding import MeshConfig
 from crate_jax.training import optim, state, steps
+from crate_jax.training.building import Run
 from crate_jax.training.checkpoint import Checkpoints
-from crate_jax.training.run import Run, make_run
+from crate_jax.training.starting import start_run
 
 STEPS = 10
 CHANGES = {"optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.weight_decay": 0.0}
@@ -31,7 +32,7 @@ CHANGES = {"optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.weight_deca
 def observe(run: Run, folder: Path) -> dict[str, np.ndarray]:
     model, task, config, mesh = run.model, run.task, run.config, run.mesh
     everywhere = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
-    batches = run.train_batches()
+    batches = run.data.train_batches()
 
     def batch(number):
         return sharding.shard_batch(batches.batch(number), mesh)
@@ -76,7 +77,7 @@ def observe(run: Run, folder: Path) -> dict[str, np.ndarray]:
 
 
 def main(out: str, folder: str, *meshes: str) -> None:
-    run = make_run(load_config({**TINY, **CHANGES}), Path("unused"))
+    run = start_run(load_config({**TINY, **CHANGES}), Path("unused"))
     arrays = {}
     for name in meshes:
         sizes = [int(size) for size in name.split("x")]

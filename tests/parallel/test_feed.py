@@ -76,6 +76,6 @@ def test_the_benchmark_trains_nothing_and_leaves_nothing(tmp_path, monkeypatch, 
 
 
 def test_the_benchmark_is_for_one_process(tmp_path, monkeypatch):
-    monkeypatch.setattr("crate_jax.train.processes.several", lambda: True)
+    monkeypatch.setattr("crate_jax.training.throughput.processes.several", lambda: True)
     with pytest.raises(InputError, match=r"data\.benchmark: found \d+ processes; accepted: one"):
         train(load_config({**TINY, "data.benchmark": True}), tmp_path / "run")

@@ -165,11 +165,11 @@ def test_gradient_accumulation_is_the_large_batch(tiny_config):
     from functools import partial
 
     from crate_jax.training import steps
-    from crate_jax.training.run import make_run
+    from crate_jax.training.starting import start_run
 
-    run_ = make_run(tiny_config, Path("unused"))
+    run_ = start_run(tiny_config, Path("unused"))
     params = run_.model.init(jax.random.key(0))
-    batch = jax.tree.map(jnp.asarray, run_.train_batches().batch(0))
+    batch = jax.tree.map(jnp.asarray, run_.data.train_batches().batch(0))
     fn = partial(steps.loss_and_grad, run_.model, run_.task)
     whole, parts = (jax.jit(partial(fn, accumulate=n))(params, batch, jax.random.key(1)) for n in (1, 4))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):

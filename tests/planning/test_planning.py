@@ -173,7 +173,6 @@ def test_a_search_finds_the_largest_batch_with_the_least_recomputed():
     assert (best.batch_size, best.remat, best.mesh["tensor"]) == (64, "full", 2)
     assert len(tried) == len(set(tried)), "nothing is compiled twice"
     assert not any(mesh == "hybrid" for mesh, _, _ in tried)
-    assert dataclasses.is_dataclass(best)
 
 
 def test_a_search_prints_one_object_and_refusals_elsewhere(monkeypatch, capsys):

@@ -39,3 +39,20 @@ def test_another_state_is_one_line(tmp_path):
             restore(other)
         assert "\n" not in str(error.value)
     checkpoints.close()
+
+
+def test_checkpoints_by_name(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(InputError, match="holds no complete checkpoint yet"):
+        checkpoints.find("latest")
+    checkpoints.save(make(), 1, None)
+    checkpoints.wait()
+    with pytest.raises(InputError, match=r"--checkpoint: found best; accepted in .*: latest, 1$"):
+        checkpoints.find("best")  # None was evaluated.
+    for step, score in ((2, -0.9), (3, -1.5), (4, None)):
+        checkpoints.save(make(), step, score)
+        checkpoints.wait()
+    assert [checkpoints.find(which) for which in ("latest", "best", "2", "4")] == [4, 2, 2, 4]
+    with pytest.raises(InputError, match=r"--checkpoint: found 3; accepted in .*: latest, best, 2, 4$"):
+        checkpoints.find("3")
+    checkpoints.close()
