@@ -11,8 +11,8 @@ Variants (--config=configs/crate_alpha.py:VARIANT):
                   weight decay 0.1, batch 4096, 91 epochs, 10 of warm-up, gradients clipped at 1, Inception crops, mixup and
                   CutMix. Data: prepared as configs/crate.py says for ImageNet.
     base_finetune | large_finetune
-                  ImageNet-1K from such a run (--config.init_from=WORKDIR): lr 1.6e-4, RandAugment(2, 9), label smoothing
-                  0.1, 91 epochs. Published top-1 at 224 px: B/32 76.5, B/16 81.2, L/14 83.9.
+                  ImageNet-1K from such a run (--config.init_from=WORKDIR): lr 1.6e-4, timm's RandAugment(2, 9), label
+                  smoothing 0.1, 91 epochs. Published top-1 at 224 px: B/32 76.5, B/16 81.2, L/14 83.9.
 Not run here. The released code ends its cosine at 1e-6 and keeps Adam's first moment in bfloat16; ours end at 0 and keep
 float32. Its mixup draws λ from a fixed 0.8 where ours draws it from Beta(0.8, 0.8).
 """
@@ -59,7 +59,7 @@ def finetune(size: str) -> Config:
         config,
         model=dataclasses.replace(config.model, num_classes=1000),
         label_smoothing=0.1,
-        data=dataclasses.replace(config.data, name="array_record:data/imagenet", randaugment=(2, 9)),
+        data=dataclasses.replace(config.data, name="array_record:data/imagenet", randaugment_timm=(2, 9)),
         optimizer=dataclasses.replace(config.optimizer, lr=1.6e-4),
         init_from=f"runs/crate-alpha-{size}",
     )

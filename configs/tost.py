@@ -8,8 +8,9 @@ Variants (--config=configs/tost.py:VARIANT):
     cifar10     CIFAR-10 at patch 2 (256 tokens), for one GPU: tfds:cifar10 or --config.data.name=folder:PATH
     tiny | small | medium
                 ImageNet-1K for 400 epochs as released with the paper (arXiv 2412.17810): AdamW, lr 1e-3 for batch 1024,
-                weight decay 0.05, 5 epochs of warm-up, RandAugment, mixup, CutMix, random erasing. Published top-1 of the
-                released classifiers, whose patch embedding and pooling are others (see `models.ToST`): 67.3, 77.9, 80.3.
+                weight decay 0.05, 5 epochs of warm-up, bicubic Inception crops, timm's RandAugment, mixup, CutMix, random
+                erasing. Published top-1 of the released classifiers, whose patch embedding and pooling are others (see
+                `models.ToST`): 67.3, 77.9, 80.3.
                 Data: ImageNet as crate_jax.prepare writes it (docs/data.md). Not run here; ours drop no layers at random.
 """
 
@@ -40,7 +41,14 @@ def imagenet(size: str) -> Config:
         models.tost(size),
         batch_size=1024,
         total=epochs(400),
-        data=recipes.imagenet_data(eval_resize=224, randaugment=(2, 9), mixup=0.8, cutmix=1.0, erase=0.25),
+        data=recipes.imagenet_data(
+            eval_resize=224,
+            interpolation="bicubic",
+            randaugment_timm=(2, 9),
+            mixup=0.8,
+            cutmix=1.0,
+            erase=0.25,
+        ),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, b2=0.999),
     )
 

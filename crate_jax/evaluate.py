@@ -73,7 +73,7 @@ def with_real_labels(run: Run, file: Path) -> sources.Source:
     if run.config.task != "classify":
         raise InputError(f"--real_labels: found a run with task {run.config.task}; accepted: classify")
     source = real.Labelled(run.data.source("test", fitted=False), real.load(file))
-    return sources.Fitted(source, data.image_size, data.channels, data.eval_resize)
+    return sources.Fitted(source, data.image_size, data.channels, data.eval_resize, data.stretch)
 
 
 if __name__ == "__main__":

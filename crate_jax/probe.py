@@ -120,7 +120,8 @@ def _report(run: Run, probed: dict[str, Probe]) -> None:
     write_atomically(report / "probe.json", json.dumps({**about, "probes": lists}, indent=1) + "\n")
     title = f"{run.model.config.family} on {run.info.name}"
     networks = {name: result for name, result in probed.items() if name != "pixels"}
-    figures.probe(networks, probed["pixels"], report / "probe.png", title=f"{title}: probes by layer")
+    picture = figures.probe(networks, probed["pixels"], title=f"{title}: probes by layer")
+    write_atomically(report / "probe.png", picture)
     columns = [column for name in networks for column in (f"{name} %", "C", "k-NN %")]
     rows = [
         [layer + 1, *(cell for result in networks.values() for cell in _cells(result, layer))]

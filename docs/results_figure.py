@@ -33,7 +33,7 @@ def main(folders: list[str]) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.tight_layout()
-    figures.save(figure, pathlib.Path(__file__).with_name("results-cifar10.png"))
+    pathlib.Path(__file__).with_name("results-cifar10.png").write_bytes(figures.as_png(figure))
 
 
 if __name__ == "__main__":

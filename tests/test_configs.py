@@ -99,6 +99,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     traced = [line["step"] for line in lines if "layer/00/coding_rate" in line]
     assert traced == [15, 30]
     assert (tmp_path / "report" / "layerwise.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report" / "index.html").read_text().count("data:image/png") == 2
     assert (tmp_path / "report" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())[-1] == 30
     # The latest and the best are kept, nothing else.

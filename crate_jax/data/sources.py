@@ -83,6 +83,7 @@ def load(
     image_size: transforms.Size | None = None,
     channels: int | None = None,
     resize: int | None = None,
+    stretch: bool = False,
     data_dir: str | None = None,
     exclude: str | None = None,
     dataset: Dataset | Text | None = None,
@@ -94,7 +95,7 @@ def load(
         split: such as "train", "test" or "train[:90%]".
         image_size: see `transforms.fit`; None leaves the images as they are stored.
         channels: 1 (grey) or 3 (RGB); goes with ``image_size``.
-        resize: see `transforms.fit`.
+        resize, stretch: see `transforms.fit`.
         data_dir: where TensorFlow datasets are kept; None takes their default.
         exclude: a directory that is not data although it may lie in the folder (the run's own).
         dataset: what `find` gave for this name; None looks for it, which takes its time for many files.
@@ -113,7 +114,7 @@ def load(
         for own, examples in chosen
     )
     source = parts[0] if len(parts) == 1 else Joined(parts)
-    return source if image_size is None else Fitted(source, image_size, channels, resize)
+    return source if image_size is None else Fitted(source, image_size, channels, resize, stretch)
 
 
 def load_text(
@@ -171,12 +172,13 @@ class Fitted:
     source: Source
     size: transforms.Size
     channels: int
-    resize: int | None
+    resize: int | None = None
+    stretch: bool = False
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.source[index]
-        fitted = transforms.fit(example["image"], size=self.size, channels=self.channels, resize=self.resize)
-        return {**example, "image": fitted}
+        shape = {"size": self.size, "channels": self.channels, "resize": self.resize, "stretch": self.stretch}
+        return {**example, "image": transforms.fit(example["image"], **shape)}

@@ -1,7 +1,8 @@
 """Text as bytes: windows of one length from a file, a folder of files, or the sources of Python's own library.
 
 The bytes of all files stand one after the other, in the order of their paths. Training windows may start anywhere; test
-windows follow each other, so that every test byte is predicted once and the mean loss is a code length.
+windows follow each other, so that each of their bytes is predicted once and the mean loss is a code length. Bytes at the end
+that do not fill a window, fewer than one window has, belong to no test window and to no number.
 """
 
 import dataclasses

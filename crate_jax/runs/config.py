@@ -84,12 +84,15 @@ class DataConfig:
     eval_resize: int | None = (
         None  # Short side before the centre is cut out; None: the largest centre square.
     )
+    stretch: bool = False  # Resize all of an image to the image size, whatever its shape; instead of eval_resize.
     # Augmentation of training images, see `transforms.Augment`: in the pipeline,
     crop_scale: tuple[float, ...] = ()  # Inception crop with a share of the area in (smallest, largest),
+    interpolation: str = "bilinear"  # with this filter or "bicubic", also of randaugment_timm,
     shift: float = 0.0  # random translation by up to so many pixels,
     flip: bool = False  # random horizontal flip,
     crop_padding: int = 0  # random crop after padding by so many pixels,
-    randaugment: tuple[int, ...] = ()  # RandAugment (operations, magnitude of 0 to 30),
+    randaugment: tuple[int, ...] = ()  # torchvision's RandAugment (operations, magnitude of 0 to 30),
+    randaugment_timm: tuple[int, ...] = ()  # timm's and big_vision's (operations, magnitude of 0 to 10),
     trivial_augment: bool = False  # TrivialAugment,
     three_augment: bool = False  # grey, solarised or blurred,
     color_jitter: float = 0.0  # brightness, contrast and colour by up to such a share;

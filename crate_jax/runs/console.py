@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 # A file or a pipe has no width of its own; rich would take 80 columns and cut the tables.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
@@ -16,19 +17,20 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 def table(title: str, rows: Mapping[str, object]) -> None:
     """Two columns: name and value."""
-    out = Table(title=title, show_header=False, title_justify="left")
+    # As `Text`: names of files and of classes may hold brackets, which rich would read as markup.
+    out = Table(title=Text(title), show_header=False, title_justify="left")
     for name, value in rows.items():
-        out.add_row(name, str(value))
+        out.add_row(Text(name), Text(str(value)))
     console.print(out)
 
 
 def wide_table(title: str, columns: list[str], rows: list[list[object]]) -> None:
     """A table with a header."""
-    out = Table(title=title, title_justify="left")
+    out = Table(title=Text(title), title_justify="left")
     for name in columns:
-        out.add_column(name, justify="right")
+        out.add_column(Text(name), justify="right")
     for row in rows:
-        out.add_row(*(str(value) for value in row))
+        out.add_row(*(Text(str(value)) for value in row))
     console.print(out)
 
 

@@ -5,11 +5,12 @@ from operator import attrgetter
 from crate_jax import InputError
 from crate_jax.runs.config import Config
 from crate_jax.tasks import reconstruct, simdino, tokens
-from crate_jax.tasks.base import Apply, Batch, Task
+from crate_jax.tasks.base import Apply, Batch, MakeTask, Metrics, Task, uses
 from crate_jax.tasks.classify import classify
 from crate_jax.tasks.tokenizer import Pixels
 
-TASKS = {
+# A new task is its file and one row here.
+TASKS: dict[str, MakeTask] = {
     "classify": classify,
     "autoregressive": tokens.autoregressive,
     "bert": tokens.bert,
@@ -20,16 +21,6 @@ TASKS = {
 }
 
 
-# Settings that only some tasks look at; the others must leave them at 0.
-SETTINGS = {
-    "data.mixup": ("classify",),
-    "data.cutmix": ("classify",),
-    "data.erase": ("classify",),
-    "regularizer.sparse_rate_reduction": ("classify", "joint"),
-    "regularizer.orthogonality": ("classify", "joint"),
-}
-
-
 def make_task(config: Config, pixels: Pixels) -> Task:
     """The task that `config.task` names.
 
@@ -37,17 +28,22 @@ def make_task(config: Config, pixels: Pixels) -> Task:
       config: the run.
       pixels: what the values of the images mean.
     Raises:
-      InputError: an unknown task, one that the model cannot be trained for, or a setting that it does not look at.
+      InputError: an unknown task, one that the model cannot be trained for, or a setting that it does not use.
     """
     if config.task not in TASKS:
         raise InputError(f"task: found {config.task!r}; accepted: {', '.join(TASKS)}")
-    for name, tasks in SETTINGS.items():
-        found = attrgetter(name)(config)
+    users: dict[str, list[str]] = {}
+    for task, make in TASKS.items():
+        for setting in getattr(make, "settings", ()):
+            users.setdefault(setting, []).append(task)
+    for setting, tasks in users.items():
+        found = attrgetter(setting)(config)
         if found and config.task not in tasks:
             raise InputError(
-                f"{name}: found {found:g}; accepted for task {config.task}: 0 (it acts in {' and '.join(tasks)} alone)"
+                f"{setting}: found {found:g}; accepted for task {config.task}: 0 (only {' and '.join(tasks)} "
+                f"use{'s' * (len(tasks) == 1)} it)"
             )
     return TASKS[config.task](config, pixels)
 
 
-__all__ = ["TASKS", "Apply", "Batch", "Task", "make_task"]
+__all__ = ["TASKS", "Apply", "Batch", "MakeTask", "Metrics", "Task", "make_task", "uses"]

@@ -1,42 +1,55 @@
-"""The type of a task, and what it works on."""
+"""What a task is, and what tasks share."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from crate_jax.data.sources import Source
 from crate_jax.runs.config import Config
 from crate_jax.tasks import augment
 from crate_jax.tasks.tokenizer import Pixels
 
+# What one step looks at: names → arrays `[b, …]`, such as "image" and "label"; in evaluation also "index" and "mask".
 Batch = dict[str, jax.Array]
 # A model with its parameters bound: `apply(inputs, train=, key=, trace=) -> (output, trace)`.
 Apply = Callable[..., tuple[Any, Any]]
-# (the final evaluation, or the model; the test examples, the folder of reports) → rows for the final table, name to text.
-Report = Callable[[Mapping[str, float], Source, Path], dict[str, str]]
-Show = Callable[[Apply, Source, Path], dict[str, str]]
+# A metric carries its own denominator: name → (sum, weight). A weight of None marks a count, which is not divided.
+Metrics = dict[str, tuple[jax.Array, jax.Array | None]]
 
 
 class Task(NamedTuple):
-    """The functions that define a task.
+    """What a model is trained to do. A task only computes; it draws, prints and writes nothing.
 
     `inputs(batch)` is what the model is called with (normalised on the device: pixels cross the bus as bytes).
     `loss(apply, batch, key)` returns `(loss, metrics)`, scalars averaged over the batch.
-    `evaluate(apply, batch)` returns sums over the examples whose `mask` is 1, and their number as `count`.
+    `evaluate(apply, batch)` returns `Metrics` of the examples whose `mask` is 1: over a whole split, sums and weights are
+    added up and divided once. "loss" must be among them; the number of examples is counted by the evaluation step.
     With `teacher` the loss is called with one more argument, `teacher=`: the model with the averaged parameters.
-    `report(values, source, folder)` and `show(apply, source, folder)`, where the task has them, are called once when a run
-    ends; only for the latter are the parameters brought to one device.
     """
 
     inputs: Callable[[Batch], jax.Array]
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-    evaluate: Callable[[Apply, Batch], dict[str, jax.Array]]
-    report: Report | None = None
-    show: Show | None = None
+    evaluate: Callable[[Apply, Batch], Metrics]
     teacher: bool = False
+
+
+MakeTask = Callable[[Config, Pixels], Task]
+
+
+def uses(*settings: str) -> Callable[[MakeTask], MakeTask]:
+    """Declare settings, such as "data.mixup", that a task looks at and others may not: for those others they must be 0."""
+
+    def mark(make: MakeTask) -> MakeTask:
+        make.settings = settings
+        return make
+
+    return mark
+
+
+def masked_mean(mask: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum of `values` `[b]` over the examples whose `mask` `[b]` is 1, and how many those are."""
+    return jnp.sum(mask * values), jnp.sum(mask)
 
 
 def normalised_images(config: Config, pixels: Pixels) -> Callable[[Batch], jax.Array]:

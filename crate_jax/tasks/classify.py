@@ -6,12 +6,12 @@ import optax
 
 from crate_jax import InputError
 from crate_jax.runs.config import Config
-from crate_jax.tasks import augment
-from crate_jax.tasks.base import Apply, Batch, Task, normalised_images
-from crate_jax.tasks.regularizer import make_regularizer
+from crate_jax.tasks import augment, regularizer
+from crate_jax.tasks.base import Apply, Batch, Metrics, Task, masked_mean, normalised_images, uses
 from crate_jax.tasks.tokenizer import Pixels
 
 
+@uses("data.mixup", "data.cutmix", "data.erase", *regularizer.SETTINGS)
 def classify(config: Config, pixels: Pixels) -> Task:
     """Image classification by cross-entropy, in nats, with label smoothing, mixing and erasing in training.
 
@@ -21,7 +21,7 @@ def classify(config: Config, pixels: Pixels) -> Task:
     Raises:
       InputError: a model that has no classes.
     """
-    regularizer = make_regularizer(config)
+    layer_terms = regularizer.make_regularizer(config)
     data, num_classes = config.data, config.model.num_classes
     if not num_classes:
         raise InputError(
@@ -37,16 +37,16 @@ def classify(config: Config, pixels: Pixels) -> Task:
         images, targets = augment.mix(
             jax.random.fold_in(key, 2), images, targets, mixup_alpha=data.mixup, cutmix_alpha=data.cutmix
         )
-        trace = regularizer.reading(jax.random.fold_in(key, 3))
+        trace = layer_terms.reading(jax.random.fold_in(key, 3))
         logits, layers = apply(images, train=True, key=key, trace=trace)
         loss, metrics = class_scores(logits, batch["label"], targets)
-        extra, terms = regularizer.total(layers)
+        extra, terms = layer_terms.total(layers)
         return loss + extra, {**metrics, **terms}
 
-    def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(apply: Apply, batch: Batch) -> Metrics:
         logits, _ = apply(inputs(batch))
-        sums = class_sums(logits, batch["label"], batch["mask"])
-        return sums | real_sums(logits, batch["real"], batch["mask"]) if "real" in batch else sums
+        metrics = class_metrics(logits, batch["label"], batch["mask"])
+        return metrics | real_metrics(logits, batch["real"], batch["mask"]) if "real" in batch else metrics
 
     return Task(inputs, loss, evaluate)
 
@@ -62,21 +62,26 @@ def class_scores(logits: jax.Array, labels: jax.Array, targets: jax.Array):
     return nats.mean(), {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
 
 
-def class_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums of loss, accuracy and top-5 accuracy over the examples whose mask is 1, and their number as `count`."""
+def class_metrics(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Metrics:
+    """Loss, accuracy and top-5 accuracy over the examples whose mask is 1."""
     nats = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     true_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     rank = jnp.sum(logits > true_logit, axis=-1)
     return {
-        "loss": jnp.sum(mask * nats),
-        "accuracy": jnp.sum(mask * (logits.argmax(-1) == labels)),
-        "top5": jnp.sum(mask * (rank < 5)),
-        "count": jnp.sum(mask),
+        "loss": masked_mean(mask, nats),
+        "accuracy": masked_mean(mask, logits.argmax(-1) == labels),
+        "top5": masked_mean(mask, rank < 5),
     }
 
 
-def real_sums(logits: jax.Array, classes: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """How often the first guess is among an image's classes `[b, k]`, −1 being none, and over how many images with any."""
-    counts = mask * jnp.any(classes >= 0, axis=-1)
+def real_metrics(logits: jax.Array, classes: jax.Array, mask: jax.Array) -> Metrics:
+    """How often the most likely class is one of those that the image shows, over the images that have such labels.
+
+    Args:
+      logits: `[b, c]`.
+      classes: ReaL labels `[b, k]`, filled up with −1; an image may have none (see `data.real`).
+      mask: `[b]`, 1 for the examples that count.
+    """
+    counted = mask * jnp.any(classes >= 0, axis=-1)
     right = jnp.any(logits.argmax(-1)[:, None] == classes, axis=-1)
-    return {"real_right": jnp.sum(counts * right), "real_count": jnp.sum(counts)}
+    return {"real_accuracy": masked_mean(counted, right), "real_count": (jnp.sum(counted), None)}

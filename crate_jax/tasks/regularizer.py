@@ -11,6 +11,9 @@ from crate_jax.models import Trace
 from crate_jax.objectives import logdet
 from crate_jax.runs.config import Config, RegularizerConfig
 
+# Settings that only the tasks with these terms use.
+SETTINGS = ("regularizer.sparse_rate_reduction", "regularizer.orthogonality")
+
 
 class Regularizer(NamedTuple):
     """`reading(key)` is what to pass as `trace=`, `total(layers)` the sum to add to the loss and its parts as metrics.

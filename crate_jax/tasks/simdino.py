@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from crate_jax import InputError, objectives
 from crate_jax.runs.config import Config
 from crate_jax.tasks import augment
-from crate_jax.tasks.base import Apply, Batch, Task, fixed_keys, normalised_images
+from crate_jax.tasks.base import Apply, Batch, Metrics, Task, fixed_keys, normalised_images
 from crate_jax.tasks.tokenizer import Pixels
 from crate_jax.tasks.views import Kind, random_views
 
@@ -92,11 +92,15 @@ def simdino(config: Config, pixels: Pixels) -> Task:
         aligned, expanded = terms(apply, teacher, batch, view_keys, mask, train=True, key=key)
         return options.alignment * aligned - expanded, {"alignment": aligned, "coding_rate": expanded}
 
-    def evaluate(apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(apply: Apply, batch: Batch) -> Metrics:
         aligned, expanded = terms(apply, apply, batch, fixed_keys(batch["index"]), batch["mask"])
         count = jnp.sum(batch["mask"])
-        sums = {"loss": options.alignment * aligned - expanded, "alignment": aligned, "coding_rate": expanded}
-        return {**{name: count * value for name, value in sums.items()}, "count": count}
+        means = {
+            "loss": options.alignment * aligned - expanded,
+            "alignment": aligned,
+            "coding_rate": expanded,
+        }
+        return {name: (count * mean, count) for name, mean in means.items()}
 
     return Task(normalised_images(config, pixels), loss, evaluate, teacher=True)
 

@@ -76,6 +76,7 @@ class RunData:
             image_size=data.shape if fitted else None,
             channels=data.channels,
             resize=data.eval_resize,
+            stretch=data.stretch,
             dataset=self._find(),
         )
         if use == "train" and data.labels_per_class is not None:
@@ -122,8 +123,11 @@ def _augment(data: DataConfig) -> Augment:
         size=data.shape,
         channels=data.channels,
         resize=data.eval_resize,
+        stretch=data.stretch,
         crop_scale=data.crop_scale,
+        interpolation=data.interpolation,
         randaugment=data.randaugment,
+        randaugment_timm=data.randaugment_timm,
         trivial_augment=data.trivial_augment,
         three_augment=data.three_augment,
         color_jitter=data.color_jitter,

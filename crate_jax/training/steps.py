@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from crate_jax.models import Model
 from crate_jax.parallel.sharding import replicated
 from crate_jax.runs.config import Config
-from crate_jax.tasks import Batch, Task
+from crate_jax.tasks import Batch, Metrics, Task
 from crate_jax.training.optim import make_ema_schedule
 from crate_jax.training.state import TrainState
 
@@ -119,9 +119,15 @@ def metric_names(model: Model, task: Task, batch) -> tuple[str, ...]:
 
 
 def make_eval_step(model: Model, task: Task, mesh: Mesh) -> Callable:
-    """`eval_step(params, batch)` returns sums over the examples that count, and their number, on every process."""
-    step = lambda params, batch: task.evaluate(partial(model.apply, params), batch)  # noqa: E731
-    return jax.jit(step, out_shardings=replicated(mesh))
+    """`eval_step(params, batch)` returns the task's metrics of the unmasked examples, and their number as `count`, on every
+    process: each a sum and its weight, see `tasks.base.Metrics`.
+    """
+
+    def eval_step(params, batch: Batch) -> Metrics:
+        metrics = task.evaluate(partial(model.apply, params), batch)
+        return {**metrics, "count": (jnp.sum(batch["mask"]), None)}
+
+    return jax.jit(eval_step, out_shardings=replicated(mesh))
 
 
 def find_nonfinite(
