@@ -113,7 +113,7 @@ class Sampling:
     def compile(self) -> float:
         """Seconds of the first whole drawing, compilations included."""
         self.params = jax.jit(self.model.init)(jax.random.key(0))
-        self.sampler = self.sampling.make_sampler(self.model, self.row, self.sampling.Draw())
+        self.sampler = self.sampling.make_sampler(self.model, self.row, self.sampling.SamplingParams())
         self.keys = jax.random.split(jax.random.key(1), self.workload.batch)
         self.prompt = jnp.zeros((self.workload.batch, self.positions), jnp.int32)
         began = time.perf_counter()

@@ -58,11 +58,12 @@ def main(argv: list[str]) -> None:
         for name in ("rows", "input"):
             if options[name].value is not None:
                 raise InputError(f"--{name} belongs to --mode=complete")
-    draw = sampling.Draw(*(options[name].value for name in ("temperature", "top_k", "top_p")))
-    draw.check(config.model.vocab_size)
+    chosen = (options[name].value for name in ("temperature", "top_k", "top_p"))
+    sampling_params = sampling.SamplingParams(*chosen)
+    sampling_params.check(config.model.vocab_size)
     run, params, step = open_run(path, options["checkpoint"].value, config=config, overrides=overrides)
     if run.info.kind == "text":
-        _write_text(run, params, step, options, draw)
+        _write_text(run, params, step, options, sampling_params)
         return
     if options["prompt"].value is not None:
         raise InputError(
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     if mode == "complete":
         images = _inputs(run, options["input"].value, num)
         originals, given = np.asarray(tokenizer.encode(images)), rows * size
-    tokens = draw_tokens(run, params, originals, given, draw, options["seed"].value)
+    tokens = draw_tokens(run, params, originals, given, sampling_params, options["seed"].value)
 
     default = run.workdir / "report" / ("samples.png" if mode == "unconditional" else "completions.png")
     output = Path(options["output"].value or default)
@@ -103,7 +104,11 @@ def main(argv: list[str]) -> None:
 
 
 def _write_text(
-    run: Run, params: models.Params, step: int, options: flags.FlagValues, draw: sampling.Draw
+    run: Run,
+    params: models.Params,
+    step: int,
+    options: flags.FlagValues,
+    sampling_params: sampling.SamplingParams,
 ) -> None:
     """Print texts as long as the model's window, and write them to a file."""
     if options["mode"].value != "unconditional":
@@ -118,7 +123,7 @@ def _write_text(
         )
     tokens = np.zeros((options["num"].value, positions), np.int32)
     tokens[:, : len(prompt)] = prompt
-    drawn = draw_tokens(run, params, tokens, len(prompt), draw, options["seed"].value)
+    drawn = draw_tokens(run, params, tokens, len(prompt), sampling_params, options["seed"].value)
     texts = [row.astype(np.uint8).tobytes().decode(errors="replace") for row in drawn]
     output = Path(options["output"].value or run.workdir / "report" / "samples.txt")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +135,12 @@ def _write_text(
 
 
 def draw_tokens(
-    run: Run, params: models.Params, prompt: np.ndarray, given: int, draw: sampling.Draw, seed: int
+    run: Run,
+    params: models.Params,
+    prompt: np.ndarray,
+    given: int,
+    sampling_params: sampling.SamplingParams,
+    seed: int,
 ) -> np.ndarray:
     """Tokens int32 `[b, n]` whose first `given` are those of `prompt` `[b, n]`, the batch split over the mesh.
 
@@ -147,7 +157,7 @@ def draw_tokens(
         state = sampling.State(0, jax.device_put(previous, split), cache)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(padded)))
         padded, keys = jax.device_put((padded, keys), split)
-        sampler = sampling.make_sampler(run.model, row, draw)
+        sampler = sampling.make_sampler(run.model, row, sampling_params)
         drawn = []
         with progress("rows of pixels", positions // row) as advance:
             for _ in range(positions // row):

@@ -174,9 +174,6 @@ def describe(config, overrides: Collection[str], devices: list):
     from crate_jax.runs.config import fit_to_data
     from crate_jax.training.building import build, needs_palette, with_palette
 
-    if getattr(config.model, "dtype", None) == "auto":
-        # What `auto` is on the machine planned for.
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     info = _dataset(config)
     config = fit_to_data(config, info, set(overrides))
     run = build(config, info, Path("plan"), devices=devices)

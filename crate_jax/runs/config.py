@@ -84,7 +84,9 @@ class DataConfig:
     eval_resize: int | None = (
         None  # Short side before the centre is cut out; None: the largest centre square.
     )
-    stretch: bool = False  # Resize all of an image to the image size, whatever its shape; instead of eval_resize.
+    stretch: bool = (
+        False  # Resize all of an image to the image size, whatever its shape; instead of eval_resize.
+    )
     # Augmentation of training images, see `transforms.Augment`: in the pipeline,
     crop_scale: tuple[float, ...] = ()  # Inception crop with a share of the area in (smallest, largest),
     interpolation: str = "bilinear"  # with this filter or "bicubic", also of randaugment_timm,
@@ -295,12 +297,12 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
     channels = data.channels or info.channels
     images = models.Images(
         size=info.image_size,
-        wanted_size=data.image_size,
-        wanted_width=data.image_width,
+        requested_size=data.image_size,
+        requested_width=data.image_width,
         channels=channels,
         num_classes=config.model.num_classes if config.task == "simdino" else info.num_classes,
         levels=info.max_value + 1,
-        fixed=frozenset(key.removeprefix("model.") for key in overrides if key.startswith("model.")),
+        user_set=frozenset(key.removeprefix("model.") for key in overrides if key.startswith("model.")),
     )
     model, size = config.model.fit(images)
     return dataclasses.replace(
