@@ -9,16 +9,17 @@ import numpy as np
 from crate_jax import InputError
 from crate_jax.data import palette
 from crate_jax.data.sources import DatasetInfo
+from crate_jax.models.config import ModelConfig
 from crate_jax.parallel import processes
 from crate_jax.runs.config import Config, from_config_dict, to_config_dict
 from crate_jax.runs.metrics import write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
-# Settings of older versions that no longer exist and never changed what a run computes.
-DROPPED = ("data.benchmark",)
 # Of a model's fields those that may differ from start to start: how it is computed, not what it is.
 FREE = ("model.scan", "model.remat", "model.attention_kernel")
+# Settings of older versions that no longer exist and never changed what a run computes.
+DROPPED = ("data.benchmark",)
 
 
 def check(workdir: Path, config: Config) -> list[str]:
@@ -36,7 +37,7 @@ def check(workdir: Path, config: Config) -> list[str]:
         raise InputError(f"--workdir: {workdir} is a file; accepted: a folder, or a name for a new one")
     if not (workdir / "config.json").exists():
         return []
-    before, now = _flat(_read_config(workdir)), _flat(config)
+    before, now = _flat(read_config(workdir)), _flat(config)
     different = {
         key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)
     }
@@ -79,19 +80,17 @@ def write(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray 
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration that a run was started with, by this version or an older one. Its attention kernel is left open: the
-    one that was asked for may not run on this machine.
-    """
-    config = _read_config(workdir)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention_kernel="auto"))
-
-
-def _read_config(workdir: Path) -> Config:
+    """The configuration that a run was started with, by this version or an older one."""
     values = _read(workdir, "config.json")
     for group, name in (key.split(".") for key in DROPPED):
         if isinstance(values, dict) and isinstance(values.get(group), dict):
             values[group].pop(name, None)
     return from_config_dict(values)
+
+
+def on_any_machine(model: ModelConfig) -> ModelConfig:
+    """The model of a trained run, free to choose its attention again: it may have been trained on another machine."""
+    return dataclasses.replace(model, attention_kernel="auto")
 
 
 def read_dataset(workdir: Path) -> DatasetInfo:

@@ -69,7 +69,8 @@ def open_run(
     if any(getattr(data, name) != getattr(trained.data, name) for name in WHICH_EXAMPLES):
         info = _other_data(config, data, info, find)
         classes = classes if match_classes else None
-    run = _build(dataclasses.replace(config, data=data, model=trained.model), info, workdir, find)
+    model = workdirs.on_any_machine(trained.model)
+    run = _build(dataclasses.replace(config, data=data, model=model), info, workdir, find)
     run = dataclasses.replace(run, classes=classes)
     params, step = restore_params(trained, workdir, run.mesh, checkpoint)
     return Opened(run, at_resolution(params, trained.model, run.config.model), step)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from crate_jax import InputError, models, objectives, weights
 from crate_jax.models.tost import TSSA
-from crate_jax.planning.flops import matmul_flops
+from crate_jax.parallel.flops import matmul_flops
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = {"image_size": 8, "patch_size": 4, "channels": 1, "num_classes": 3, "dim": 8, "depth": 2, "heads": 2}
