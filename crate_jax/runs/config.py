@@ -20,8 +20,6 @@ from crate_jax import InputError, models
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.parallel.sharding import MeshConfig
 
-# The vocabulary of text.
-BYTES = 256
 UNITS = ("epochs", "steps", "examples", "percent")
 
 
@@ -84,7 +82,7 @@ class DataConfig:
     eval_resize: int | None = (
         None  # Short side before the centre is cut out; None: the largest centre square.
     )
-    stretch: bool = False  # Resize all of an image to the image size, whatever its shape; instead of eval_resize.
+    stretch: bool = False  # All of an image is resized to the image size, whatever its shape.
     # Augmentation of training images, see `transforms.Augment`: in the pipeline,
     crop_scale: tuple[float, ...] = ()  # Inception crop with a share of the area in (smallest, largest),
     interpolation: str = "bilinear"  # with this filter or "bicubic", also of randaugment_timm,
@@ -290,8 +288,8 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
       InputError: data that the model cannot be fitted to.
     """
     data = config.data
-    if info.kind == "text":
-        return _fit_to_text(config, overrides)
+    if info.tokens is not None:
+        return _fit_to_tokens(config, info, overrides)
     channels = data.channels or info.channels
     images = models.Images(
         size=info.image_size,
@@ -308,21 +306,24 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
     )
 
 
-def _fit_to_text(config: Config, overrides: Collection[str]) -> Config:
-    """The configuration with the vocabulary of bytes."""
-    model, default = config.model, DataConfig()
+def _fit_to_tokens(config: Config, info: DatasetInfo, overrides: Collection[str]) -> Config:
+    """The configuration with the vocabulary of the tokens and, where the data have one, their length."""
+    model, default, tokens = config.model, DataConfig(), info.tokens
     if not isinstance(model, models.TokenConfig):
         raise InputError(
-            f"data.name: {config.data.name} is text, which model.family {model.family!r} does not read; accepted: igpt, "
-            "crate_gpt, or images"
+            f"data.name: {config.data.name} is {info.kind}, which model.family {model.family!r} does not read; accepted: "
+            "igpt, crate_gpt, or images"
         )
     for field in dataclasses.fields(DataConfig):
         found, accepted = getattr(config.data, field.name), getattr(default, field.name)
         if found != accepted and field.name not in ("name", "threads", "benchmark"):
-            raise InputError(f"data.{field.name}: found {found}; accepted for text: {accepted}")
-    if "model.vocab_size" in overrides and model.vocab_size != BYTES:
-        raise InputError(f"model.vocab_size: found {model.vocab_size}; accepted: {BYTES}, the bytes of text")
-    return dataclasses.replace(config, model=dataclasses.replace(model, vocab_size=BYTES))
+            raise InputError(f"data.{field.name}: found {found}; accepted for {info.kind}: {accepted}")
+    fitted = {"vocab_size": tokens.vocab_size, "num_positions": tokens.length or model.num_positions}
+    for name, needed in fitted.items():
+        found = getattr(model, name)
+        if f"model.{name}" in overrides and found != needed:
+            raise InputError(f"model.{name}: found {found}; accepted: {needed}, that of {info.kind}")
+    return dataclasses.replace(config, model=dataclasses.replace(model, **fitted))
 
 
 def _is_duration(hint: Any) -> bool:
