@@ -15,6 +15,8 @@ from crate_jax.runs.metrics import write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
+# Settings of older versions that no longer exist and never changed what a run computes.
+DROPPED = ("data.benchmark",)
 
 
 def check(workdir: Path, config: Config) -> list[str]:
@@ -75,8 +77,12 @@ def write(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray 
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration that a run was started with."""
-    return from_config_dict(_read(workdir, "config.json"))
+    """The configuration that a run was started with, by this version or an older one."""
+    values = _read(workdir, "config.json")
+    for group, name in (key.split(".") for key in DROPPED):
+        if isinstance(values, dict) and isinstance(values.get(group), dict):
+            values[group].pop(name, None)
+    return from_config_dict(values)
 
 
 def read_dataset(workdir: Path) -> DatasetInfo:

@@ -50,9 +50,11 @@ def compile_program(run: Run, batch: dict) -> Program:
     if total_steps < 1:
         raise InputError("config: the run has no length; give total_epochs, total_steps or total_examples")
     log_steps = run.steps(config.log) or total_steps
-    schedule = optim.make_schedule(
-        config.optimizer.lr, warmup_steps=run.steps(config.warmup), total_steps=total_steps
-    )
+    warmup_steps = run.steps(config.warmup)
+    if config.warmup is not None and config.warmup.unit == "percent" and config.warmup.value < 100:
+        # At least one step, but a part of a run is never all of it: a run of one step has none.
+        warmup_steps = min(warmup_steps, total_steps - 1)
+    schedule = optim.make_schedule(config.optimizer.lr, warmup_steps=warmup_steps, total_steps=total_steps)
     tx = optim.make_optimizer(config.optimizer, schedule)
     abstract, lowered = lower(run, tx, batch, log_steps=log_steps)
     return Program(total_steps, log_steps, schedule, tx, abstract, lowered.compile())

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from crate_jax import InputError
 from crate_jax.data import pipeline, sources, subset
-from crate_jax.data.transforms import Augment
+from crate_jax.data.augmentation import Augment
 from crate_jax.parallel.sharding import batch_part
 from crate_jax.runs.config import Config, DataConfig
 
@@ -106,22 +106,8 @@ class RunData:
 
 
 def _augment(data: DataConfig) -> Augment:
-    return Augment(
-        shift=data.shift,
-        flip=data.flip,
-        crop_padding=data.crop_padding,
-        size=data.shape,
-        channels=data.channels,
-        resize=data.eval_resize,
-        stretch=data.stretch,
-        crop_scale=data.crop_scale,
-        interpolation=data.interpolation,
-        randaugment=data.randaugment,
-        randaugment_timm=data.randaugment_timm,
-        trivial_augment=data.trivial_augment,
-        three_augment=data.three_augment,
-        color_jitter=data.color_jitter,
-    )
+    shape = {"size": data.shape, "channels": data.channels}
+    return Augment.of(data, **shape, resize=data.eval_resize, stretch=data.stretch)
 
 
 @dataclasses.dataclass(frozen=True)
