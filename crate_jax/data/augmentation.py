@@ -33,7 +33,7 @@ def _step(
     needs_colour: bool = False,
     **bounds: Any,
 ) -> Any:
-    """A field: off at its `default`, which is falsy; else `function` is applied. `bounds` are those of `settings.setting`."""
+    """A field: off at its `default`, which is falsy; else `function` is applied. `bounds` are as for `settings.setting`."""
     metadata = setting(default, description, **bounds).metadata
     made = _Step(function, accepted, holds, needs_colour)
     return dataclasses.field(default=default, metadata={**metadata, "step": made})
