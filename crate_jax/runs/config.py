@@ -332,7 +332,7 @@ def _fit_to_tokens(config: Config, info: DatasetInfo, overrides: Collection[str]
         )
     for field in dataclasses.fields(DataConfig):
         found, accepted = getattr(config.data, field.name), getattr(default, field.name)
-        if found != accepted and field.name not in ("name", "threads", "benchmark"):
+        if found != accepted and field.name not in ("name", "threads"):
             raise InputError(f"data.{field.name}: found {found}; accepted for {info.kind}: {accepted}")
     fitted = {"vocab_size": tokens.vocab_size, "num_positions": tokens.length or model.num_positions}
     for name, needed in fitted.items():
