@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from crate_jax import models
 from crate_jax.analysis import ablation
-from crate_jax.planning.flops import matmul_flops
+from crate_jax.parallel.flops import matmul_flops
 from crate_jax.runs.config import from_config_dict
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -58,7 +58,8 @@ def test_without_its_data_it_keeps_what_it_has(trained, tmp_path, capsys):
     try:
         assert report.main(["report", f"--workdir={tmp_path / 'run'}"]) is None
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report:")]
-        assert len(lines) == 1 and lines[0].startswith("report: layerwise cannot be made: the run in")
+        assert len(lines) == 1 and lines[0].startswith("report: layerwise cannot be made: ")
+        assert str(trained / "data") in lines[0] and "--config.data.name=" in lines[0]
         page = (tmp_path / "run" / "report" / "index.html").read_text()
         assert "From an earlier report of this step" in page and page.count("data:image/png") == 2
         # Where the data are now.

@@ -5,32 +5,24 @@ import jax.numpy as jnp
 import optax
 
 from crate_jax import InputError
+from crate_jax.models.partition import is_decayed
 from crate_jax.runs.config import OptimizerConfig
-
-# Parameters whose names end in these are not decayed: pulling norms, biases, positions, the tokens that stand for no patch,
-# temperatures or learned step sizes to zero compresses nothing, and a fixed output matrix is not trained at all.
-NOT_DECAYED = (
-    "scale",
-    "bias",
-    "position_embedding",
-    "class_token",
-    "mask_token",
-    "compression_step",
-    "step_size",
-    "penalty",
-    "fixed_output",
-    "temperature",
-)
 
 # Adafactor keeps the row and column means of g² of matrices at least so wide; heads are 48 to 64 wide.
 MIN_FACTORED = 32
 
 
 def decay_mask(params) -> dict:
-    """True for each parameter that weight decay applies to."""
+    """True for each parameter that weight decay applies to, by `models.partition.RULES`.
 
-    def decayed(path, _):
-        return not path[-1].key.endswith(NOT_DECAYED)
+    Raises:
+      InputError: a large parameter that the rules do not name.
+    """
+
+    def decayed(path, leaf):
+        return is_decayed(
+            jax.tree_util.keystr(path, simple=True, separator="/"), leaf.size * leaf.dtype.itemsize
+        )
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
