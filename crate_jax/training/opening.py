@@ -88,12 +88,10 @@ def open_model(config: Config, workdir: Path) -> Run:
 
 def _build(config: Config, info: DatasetInfo, workdir: Path, find: Find) -> Run:
     """The run of a model that exists already: it keeps everything but the size of the images that it sees."""
-    if info.kind == "text":
-        info = run_data.in_windows(info, config.model.num_positions)
-    else:
+    if info.tokens is None:
         model, data = _at_size(config.model, config.data, info)
         config = dataclasses.replace(config, model=model, data=data)
-    run = build(config, info, workdir, find=find)
+    run = build(config, info.cut(config.model.sequence_length), workdir, find=find)
     return with_palette(run, choose_palette(run)) if needs_palette(run) else run
 
 
@@ -135,7 +133,7 @@ def _finder(data: DataConfig, workdir: Path) -> Find:
     """As `run_data.finder`; says of which run the data are missing."""
     find = run_data.finder(data, exclude=str(workdir))
 
-    def found() -> sources.Dataset | sources.Text:
+    def found() -> sources.Dataset:
         try:
             return find()
         except InputError as error:
