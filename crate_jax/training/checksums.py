@@ -1,7 +1,7 @@
 """Checksums of a checkpoint's files: written before the checkpoint counts, compared before it is used.
 
-Each process sums up the files that it wrote; process 0 adds the others and writes one list, `checksums.txt`, as the last file
-before Orbax's temporary folder gets its final name. That there is a list, and the step, also stand in the checkpoint's
+Each process sums up the files that it wrote; process 0 adds the others and writes one list, `checksums.txt`, as the last
+file before Orbax's temporary folder gets its final name. That there is a list, and the step, also stand in the checkpoint's
 metadata: a list that is gone is damage, and so is a folder under the number of another step.
 """
 
