@@ -50,7 +50,7 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
       FloatingPointError: the loss or a gradient was not finite.
     """
     run = start_run(config, Path(path), overrides)
-    workdirs.check(run.workdir, run.config)
+    workdirs.check(run.workdir, run.config, run.info)
     with ownership.owned(run.workdir):
         result = loop.train(run, layer_readers(run))
         if result.stopped:

@@ -138,7 +138,8 @@ def leave() -> None:
 
 
 class StopSignals:
-    """SIGTERM, Ctrl-C and SIGHUP (a terminal that is gone) as a wish to stop, agreed on by all processes. Use as a context manager around the steps.
+    """SIGTERM, Ctrl-C and SIGHUP (a terminal that is gone) as a wish to stop, agreed on by all processes. Use as a context
+    manager around the steps.
 
     On one process a signal counts at once, and a second one ends the process. On several the signal of one of them is
     passed on by jax's coordinator, which chooses a step that none has reached yet; all stop at that one.

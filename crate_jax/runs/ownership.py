@@ -50,13 +50,18 @@ def _lock(workdir: Path) -> tuple[int | None, str | None]:
     except BlockingIOError:
         owner = os.read(file, 300).decode("utf-8", errors="replace").strip() or "another process"
         os.close(file)
-        return None, f"--workdir: {owner} trains in {workdir}; accepted: another folder, or wait until it has ended"
+        return (
+            None,
+            f"--workdir: {owner} trains in {workdir}; accepted: another folder, or wait until it has ended",
+        )
     except OSError as error:
         os.close(file)
         if error.errno not in NO_LOCKS:
             raise
         console.print(
-            Text(f"{workdir}: no locks on this file system; see to it that no second run starts in this folder")
+            Text(
+                f"{workdir}: no locks on this file system; see to it that no second run starts in this folder"
+            )
         )
         return None, None
     os.ftruncate(file, 0)

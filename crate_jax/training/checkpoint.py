@@ -77,7 +77,9 @@ class Checkpoints:
         """What is wrong with a checkpoint, in words; None where nothing is. Each process reads its part of the files."""
         if step not in self._damaged and step not in self._checked:
             folder = self.directory / str(step)
-            reason = processes.first_of_all(checksums.damage(folder, jax.process_index(), jax.process_count()))
+            reason = processes.first_of_all(
+                checksums.damage(folder, jax.process_index(), jax.process_count())
+            )
             if reason is not None:
                 self._damaged[step] = reason
                 return reason

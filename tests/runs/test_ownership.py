@@ -28,7 +28,9 @@ with owned(Path(sys.argv[1])):
 
 def test_the_second_is_told_who_the_first_is(tmp_path):
     with owned(tmp_path / "run"):
-        with pytest.raises(InputError, match=rf"--workdir: {socket.gethostname()}, PID {os.getpid()} trains in"):
+        with pytest.raises(
+            InputError, match=rf"--workdir: {socket.gethostname()}, PID {os.getpid()} trains in"
+        ):
             with owned(tmp_path / "run"):
                 pytest.fail("two owners")
         with owned(tmp_path / "other"):

@@ -8,9 +8,11 @@ from conftest import TINY, load_config, metrics
 
 from crate_jax.parallel import processes
 from crate_jax.runs.config import steps
+from crate_jax.training import loop
 from crate_jax.training.loop import Reader, train
 from crate_jax.training.opening import open_run
 from crate_jax.training.starting import start_run
+from crate_jax.training.state import TrainState
 
 SHORT = {**TINY, "total_steps": 4, "warmup_steps": 1, "log_steps": 2, "checkpoint_steps": 4, "batch_size": 8}
 
@@ -49,3 +51,22 @@ def test_a_stopped_run_is_saved_and_says_so(run, monkeypatch):
     assert step == 3
     np.testing.assert_array_equal(params["position_embedding"], result.state.params["position_embedding"])
     assert not any(line.get("final") for line in metrics(run.workdir))
+
+
+def test_parameters_that_are_not_finite_replace_no_checkpoint(run, monkeypatch):
+    config = dataclasses.replace(run.config, checkpoint=steps(1))
+    run = dataclasses.replace(run, config=config)
+    monkeypatch.setattr(loop.steps, "find_unusable", lambda state, mesh: "w" if state.step == 3 else None)
+    with pytest.raises(FloatingPointError, match=r"step 3: w is not finite .* the last checkpoint is step 2"):
+        train(run)
+    assert open_run(run.workdir).step == 2
+    assert not any(line.get("final") for line in metrics(run.workdir))
+
+
+def test_the_first_parameter_that_is_not_finite_is_named(run):
+    params = {"a": np.ones(3, np.float32), "b": np.array([1, np.nan], np.float32)}
+    state = TrainState(np.int32(1), params, None, None, {}, np.bool_(False))
+    assert loop.steps.find_unusable(state, run.mesh) == "params/b"
+    good = dataclasses.replace(state, params={"a": params["a"]})
+    assert loop.steps.find_unusable(good, run.mesh) is None
+    assert loop.steps.find_unusable(dataclasses.replace(good, ema=params), run.mesh) == "ema/b"
