@@ -206,7 +206,12 @@ def inception_crop(
         reduction = next((reduction for reduction in (8, 4, 2) if reduction <= most), 1)
         image = decode(*image, channels=channels, reduction=reduction)
         box = tuple(side / reduction for side in box)
-    return resample(_array(image, channels), size, box=box, interpolation=interpolation)
+    image = _array(image, channels)
+    if interpolation == "bilinear" and height <= rows and width <= columns:
+        # Nothing is reduced: OpenCV's linear interpolation is the same, to one level, in a third of the time.
+        part = image[top : top + height, left : left + width]
+        return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR).reshape(rows, columns, -1)
+    return resample(image, size, box=box, interpolation=interpolation)
 
 
 def _crop_box(rng, height: int, width: int, scale, ratio) -> tuple[int, int, int, int]:
