@@ -134,6 +134,11 @@ class SimDINOConfig:
     local_scale: tuple[float, ...] = setting(
         (0.05, 0.4), "Smallest and largest share of the area in a local view.", above=0, most=1, lengths=(2,)
     )
+    whole_image: bool = setting(
+        False,
+        "Cut views out of the whole image as it is stored (in the pipeline, bicubic, as released), not out of the image "
+        "as the model takes it (on the device, linear, sides that do not fit cut off).",
+    )
     flip: bool = setting(True, "Flip views horizontally at random.")
     alignment: float = setting(1.0, "Weight of the alignment of the views.", least=0)
     eps_sq: float = setting(0.05, "The ε² of the coding rate.", above=0)
