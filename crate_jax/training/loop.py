@@ -32,7 +32,7 @@ from crate_jax.runs.metrics import MetricsWriter, ThroughputWindow
 from crate_jax.training import evaluation, steps
 from crate_jax.training.building import Run
 from crate_jax.training.checkpoint import LATEST, Checkpoints
-from crate_jax.training.program import compile_program
+from crate_jax.training.program import compile_program, make_schedule
 from crate_jax.training.restoring import warm_start
 from crate_jax.training.state import TrainState
 from crate_jax.training.summary import print_summary
@@ -121,6 +121,8 @@ class _Loop:
     def run_to_end(self) -> Result:
         run, program = self.run, self.program
         print_summary(run, program.abstract, program.train_step, self.total_steps, self.start_step)
+        if self.start_step:
+            self._say_what_a_new_length_means()
         current = self._first_state()
         # Not before: a state that cannot be restored leaves the folder as it was.
         workdir.write(run.workdir, run.config, run.info, run.palette)
@@ -133,6 +135,19 @@ class _Loop:
         self._check_usable(current, int(current.step), values)
         self.writer.write(int(current.step), {**values, "final": True})
         return Result(current, values)
+
+    def _say_what_a_new_length_means(self) -> None:
+        """Of a run that goes on: the learning rate before and after; or that it is past its end."""
+        before = dataclasses.replace(self.run, config=workdir.read_config(self.run.workdir))
+        total, step = before.steps(before.config.total), self.start_step
+        if step > self.total_steps:
+            console.print(f"step {step} is past the end, {self.total_steps}: nothing is trained")
+        elif total != self.total_steps and step < self.total_steps:
+            old, new = float(make_schedule(before)(step)), float(self.program.schedule(step))
+            console.print(
+                f"the run had {total} steps, has {self.total_steps}: the learning rate after step {step} was {old:.3g}, is "
+                f"{new:.3g}"
+            )
 
     def _first_state(self) -> TrainState:
         """The last one saved, or a new one."""

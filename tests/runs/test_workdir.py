@@ -9,7 +9,9 @@ from conftest import TINY, load_config
 
 from crate_jax import InputError
 from crate_jax.data.sources import DatasetInfo
+from crate_jax.runs import cli
 from crate_jax.runs import workdir as workdirs
+from crate_jax.runs.metrics import write_if_possible
 from crate_jax.training import starting
 from crate_jax.training.starting import start_run
 
@@ -66,3 +68,22 @@ def test_a_palette_that_is_gone(tmp_path, config):
         starting.choose_palette(run)
     np.save(tmp_path / "palette.npy", np.zeros((4, 3), np.float32))
     assert starting.choose_palette(run).shape == (4, 3)
+
+
+def test_names_of_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.folder("~/run") == tmp_path / "run"
+    for name in ("gs://bucket/run", "s3://b", "file:///run"):
+        with pytest.raises(InputError, match=f"--workdir: found {name}; accepted: a folder"):
+            cli.folder(name)
+    with pytest.raises(InputError, match="--workdir: found ~nobody-of-this-name/run"):
+        cli.folder("~nobody-of-this-name/run")
+    assert str(cli.folder("runs/[lr=0.1]")) == "runs/[lr=0.1]"
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "report").write_text("a file where the folder would be")
+    assert not write_if_possible(tmp_path / "report" / "evaluate.json", "{}")
+    assert " ".join(capsys.readouterr().out.split()).startswith("not written: ")
+    assert write_if_possible(tmp_path / "other" / "evaluate.json", "{}")
+    assert (tmp_path / "other" / "evaluate.json").read_text() == "{}"

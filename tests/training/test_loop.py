@@ -11,6 +11,7 @@ from crate_jax.runs.config import steps
 from crate_jax.training import loop
 from crate_jax.training.loop import Reader, train
 from crate_jax.training.opening import open_run
+from crate_jax.training.program import make_schedule
 from crate_jax.training.starting import start_run
 from crate_jax.training.state import TrainState
 
@@ -70,3 +71,18 @@ def test_the_first_parameter_that_is_not_finite_is_named(run):
     good = dataclasses.replace(state, params={"a": params["a"]})
     assert loop.steps.find_unusable(good, run.mesh) is None
     assert loop.steps.find_unusable(dataclasses.replace(good, ema=params), run.mesh) == "ema/b"
+
+
+def test_another_length_says_what_becomes_of_the_learning_rate(run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.StopSignals, "stop_after", lambda signals, step: step == 2)
+        assert train(run).stopped
+    longer = dataclasses.replace(run, config=dataclasses.replace(run.config, total=steps(6)))
+    old, new = (float(make_schedule(one)(2)) for one in (run, longer))
+    assert old != new
+    capsys.readouterr()
+    train(longer)
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"had 4 steps, has 6: the learning rate after step 2 was {old:.3g}, is {new:.3g}" in out
+    train(run)
+    assert "step 6 is past the end, 4: nothing is trained" in " ".join(capsys.readouterr().out.split())
