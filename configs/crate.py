@@ -41,12 +41,12 @@ from crate_jax.runs import recipes
 from crate_jax.runs.config import (
     Config,
     Duration,
-    OptimizerConfig,
     RegularizerConfig,
     choose,
     epochs,
     percent,
 )
+from crate_jax.runs.optimizers import Lion
 
 
 def cifar10() -> Config:
@@ -67,7 +67,7 @@ def released(size: str) -> Config:
         batch_size=512,
         total=epochs(200),
         warmup=epochs(20),
-        optimizer=OptimizerConfig(name="lion", lr=2e-4, weight_decay=0.05),
+        optimizer=Lion(lr=2e-4, weight_decay=0.05),
     )
 
 

@@ -22,7 +22,8 @@ from functools import partial
 
 from crate_jax import models
 from crate_jax.runs import recipes
-from crate_jax.runs.config import Config, OptimizerConfig, choose, epochs
+from crate_jax.runs.config import Config, choose, epochs
+from crate_jax.runs.optimizers import AdamW
 
 
 def digits() -> Config:
@@ -36,7 +37,7 @@ def digits() -> Config:
 def cifar10() -> Config:
     return recipes.cifar10(
         models.crate_alpha("tiny", image_size=32, patch_size=4, num_classes=10),
-        optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
+        optimizer=AdamW(lr=1e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
     )
 
 
@@ -49,7 +50,7 @@ def imagenet21k(size: str) -> Config:
         warmup=epochs(10),
         trace=None,
         data=recipes.imagenet_data(name="array_record:data/imagenet21k", mixup=0.8, cutmix=1.0),
-        optimizer=OptimizerConfig(name="adamw", lr=8e-4, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
+        optimizer=AdamW(lr=8e-4, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
     )
 
 

@@ -28,7 +28,8 @@ from functools import partial
 
 from crate_jax import models
 from crate_jax.runs import recipes
-from crate_jax.runs.config import Config, OptimizerConfig, choose, epochs, percent
+from crate_jax.runs.config import Config, choose, epochs, percent
+from crate_jax.runs.optimizers import AdamW
 
 # Dataset: TFDS name, training split, classes, epochs. Flowers' published splits put the validation images to training.
 DATASETS = {
@@ -61,7 +62,7 @@ def finetune(dataset: str, size: str) -> Config:
             crop_padding=28,
             randaugment=(2, 14),
         ),
-        optimizer=OptimizerConfig(name="adamw", lr=5e-5, weight_decay=0.01, b2=0.999),
+        optimizer=AdamW(lr=5e-5, weight_decay=0.01, b2=0.999),
         init_from=f"runs/crate-{size}",
     )
 

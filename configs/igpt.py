@@ -37,12 +37,12 @@ from crate_jax.runs.config import (
     Config,
     DataConfig,
     MeshConfig,
-    OptimizerConfig,
     choose,
     epochs,
     percent,
     steps,
 )
+from crate_jax.runs.optimizers import AdamW
 
 
 def digits() -> Config:
@@ -53,7 +53,7 @@ def digits() -> Config:
         label_smoothing=0.0,
         total=epochs(20),
         data=DataConfig(name="digits"),
-        optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.1, b1=0.9, b2=0.95),
+        optimizer=AdamW(lr=2e-3, weight_decay=0.1, b1=0.9, b2=0.95),
     )
 
 
@@ -81,7 +81,7 @@ def paper(
         total=steps(total),
         warmup=epochs(1),
         data=DataConfig(name=data),
-        optimizer=OptimizerConfig(name="adamw", lr=lr, weight_decay=0.0, b1=0.9, b2=0.95),
+        optimizer=AdamW(lr=lr, weight_decay=0.0, b1=0.9, b2=0.95),
         mesh=MeshConfig("fsdp") if model.dim > 1024 else MeshConfig(),
     )
 

@@ -24,7 +24,8 @@ from functools import partial
 
 from crate_jax import models
 from crate_jax.runs import recipes
-from crate_jax.runs.config import Config, DataConfig, OptimizerConfig, choose, epochs, percent
+from crate_jax.runs.config import Config, DataConfig, choose, epochs, percent
+from crate_jax.runs.optimizers import AdamW
 
 
 def digits() -> Config:
@@ -36,7 +37,7 @@ def digits() -> Config:
         batch_size=64,
         total=epochs(180),
         data=DataConfig(name="digits", shift=0.75),
-        optimizer=OptimizerConfig(name="adamw", lr=5e-3, weight_decay=0.05, b1=0.9, b2=0.95),
+        optimizer=AdamW(lr=5e-3, weight_decay=0.05, b1=0.9, b2=0.95),
     )
 
 
@@ -59,7 +60,7 @@ def cifar10() -> Config:
         warmup=epochs(20),
         log=percent(0.1),
         data=recipes.cifar10_data(),
-        optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, b1=0.9, b2=0.95),
+        optimizer=AdamW(lr=1e-3, weight_decay=0.05, b1=0.9, b2=0.95),
     )
 
 
@@ -75,7 +76,7 @@ def imagenet(size: str) -> Config:
         checkpoint=epochs(1),
         trace=epochs(20),
         data=recipes.imagenet_data(crop_scale=(0.2, 1.0)),
-        optimizer=OptimizerConfig(name="adamw", lr=3e-5, weight_decay=0.1, b1=0.9, b2=0.95),
+        optimizer=AdamW(lr=3e-5, weight_decay=0.1, b1=0.9, b2=0.95),
     )
 
 

@@ -26,12 +26,12 @@ from crate_jax.runs import recipes
 from crate_jax.runs.config import (
     Config,
     DataConfig,
-    OptimizerConfig,
     SimDINOConfig,
     choose,
     epochs,
     percent,
 )
+from crate_jax.runs.optimizers import AdamW
 
 
 def digits() -> Config:
@@ -54,7 +54,7 @@ def digits() -> Config:
         ema_decay_end=1.0,
         total=epochs(180),
         data=DataConfig(name="digits"),
-        optimizer=OptimizerConfig(name="adamw", lr=4e-3, weight_decay=0.04, b1=0.9, b2=0.999, clip_norm=3.0),
+        optimizer=AdamW(lr=4e-3, weight_decay=0.04, b1=0.9, b2=0.999, clip_norm=3.0),
         # Two views of half the image or more: a local one of 8×8 pixels is a few strokes.
         simdino=SimDINOConfig(local_views=0, global_scale=(0.5, 1.0), flip=False, eps_sq=0.5),
     )
@@ -82,7 +82,7 @@ def imagenet_crate() -> Config:
         trace=epochs(10),
         # The views are cut on the device.
         data=recipes.imagenet_data(eval_resize=None, crop_scale=(), flip=False),
-        optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.04, b1=0.9, b2=0.999, clip_norm=3.0),
+        optimizer=AdamW(lr=1e-3, weight_decay=0.04, b1=0.9, b2=0.999, clip_norm=3.0),
         simdino=SimDINOConfig(local_views=10, local_size=96),
     )
 

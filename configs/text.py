@@ -22,7 +22,8 @@ Variants (--config=configs/text.py:VARIANT):
 import dataclasses
 
 from crate_jax import models
-from crate_jax.runs.config import Config, DataConfig, OptimizerConfig, choose, steps
+from crate_jax.runs.config import Config, DataConfig, choose, steps
+from crate_jax.runs.optimizers import AdamW
 
 
 def gpt() -> Config:
@@ -33,7 +34,7 @@ def gpt() -> Config:
         label_smoothing=0.0,
         total=steps(2000),
         data=DataConfig(name="stdlib"),
-        optimizer=OptimizerConfig(name="adamw", lr=3e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
+        optimizer=AdamW(lr=3e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
     )
 
 
@@ -60,7 +61,7 @@ def openwebtext() -> Config:
         total=steps(600_000),
         warmup=steps(2000),
         data=DataConfig(name="text:data/openwebtext"),
-        optimizer=OptimizerConfig(name="adamw", lr=6e-4, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
+        optimizer=AdamW(lr=6e-4, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
     )
 
 

@@ -18,21 +18,22 @@ from functools import partial
 
 from crate_jax import models
 from crate_jax.runs import recipes
-from crate_jax.runs.config import Config, OptimizerConfig, choose, epochs
+from crate_jax.runs.config import Config, choose, epochs
+from crate_jax.runs.optimizers import AdamW
 
 
 def digits() -> Config:
     return recipes.digits(
         models.ToSTConfig(image_size=8, patch_size=2, channels=1, num_classes=10, dim=48, depth=6, heads=4),
         total=epochs(60),
-        optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.05, clip_norm=1.0),
+        optimizer=AdamW(lr=2e-3, weight_decay=0.05, b2=0.99, clip_norm=1.0),
     )
 
 
 def cifar10() -> Config:
     return recipes.cifar10(
         models.tost("tiny", image_size=32, patch_size=2, num_classes=10),
-        optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, b2=0.999, clip_norm=1.0),
+        optimizer=AdamW(lr=1e-3, weight_decay=0.05, b2=0.999, clip_norm=1.0),
     )
 
 
@@ -49,7 +50,7 @@ def imagenet(size: str) -> Config:
             cutmix=1.0,
             erase=0.25,
         ),
-        optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, b2=0.999),
+        optimizer=AdamW(lr=1e-3, weight_decay=0.05, b2=0.999),
     )
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from crate_jax import InputError
 from crate_jax.parallel import processes
 from crate_jax.runs import workdir as workdirs
-from crate_jax.runs.config import Config, from_config_dict, to_config_dict
+from crate_jax.runs.config import Config, from_config_dict, to_config_dict, with_optimizer
 from crate_jax.runs.console import console
 
 EXAMPLE = """  python -m crate_jax.train --config=configs/base.py --workdir=runs/base
@@ -151,6 +151,7 @@ def _override(
 ) -> tuple[ConfigDict, set[str]]:
     """The configuration with the --config.KEY=VALUE of the command line, and the keys they set."""
     changes = [argument for argument in argv[1:] if argument.startswith("--config.")]
+    with_optimizer(config, changes)
     for change in changes:
         _check_key(change.removeprefix("--config.").split("=")[0], config)
     values = flags.FlagValues() if values is None else values

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -19,6 +19,8 @@ from ml_collections import ConfigDict, config_dict
 from crate_jax import InputError, models
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.parallel.sharding import MeshConfig
+from crate_jax.runs import optimizers
+from crate_jax.runs.optimizers import Lion, OptimizerConfig
 
 # The vocabulary of text.
 BYTES = 256
@@ -84,7 +86,9 @@ class DataConfig:
     eval_resize: int | None = (
         None  # Short side before the centre is cut out; None: the largest centre square.
     )
-    stretch: bool = False  # Resize all of an image to the image size, whatever its shape; instead of eval_resize.
+    stretch: bool = (
+        False  # Resize all of an image to the image size, whatever its shape; instead of eval_resize.
+    )
     # Augmentation of training images, see `transforms.Augment`: in the pipeline,
     crop_scale: tuple[float, ...] = ()  # Inception crop with a share of the area in (smallest, largest),
     interpolation: str = "bilinear"  # with this filter or "bicubic", also of randaugment_timm,
@@ -108,19 +112,6 @@ class DataConfig:
     def shape(self) -> tuple[int, int] | None:
         """(height, width) of the images, once the configuration is fitted to the data; None for text."""
         return None if self.image_size is None else (self.image_size, self.image_width or self.image_size)
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Lion (default), AdamW, Adafactor or SGD with decoupled weight decay; warm-up to `lr`, then cosine to zero."""
-
-    name: str = "lion"
-    lr: float = 2e-4
-    weight_decay: float = 0.05
-    b1: float = 0.9
-    b2: float = 0.99
-    momentum_dtype: str = "float32"  # Of the first moment of Lion and AdamW; bfloat16 halves it.
-    clip_norm: float | None = None  # Global gradient norm.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +157,7 @@ class Config:
     checkpoint: Duration | None = percent(10)
     trace: Duration | None = percent(5)
     data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = Lion()
     regularizer: RegularizerConfig = RegularizerConfig()
     simdino: SimDINOConfig = SimDINOConfig()
     mesh: MeshConfig = MeshConfig()
@@ -214,7 +205,7 @@ def from_config_dict(config: Mapping[str, Any], overrides: Collection[str] = ())
     fields = {"model": built}
     parts = {
         "data": DataConfig,
-        "optimizer": OptimizerConfig,
+        "optimizer": optimizers.kind_of(config.get("optimizer", {}).get("name", "lion")),
         "regularizer": RegularizerConfig,
         "simdino": SimDINOConfig,
         "mesh": MeshConfig,
@@ -267,6 +258,25 @@ def _duration(name: str, given: Mapping[str, float | None], overrides: Collectio
     if value < 0:
         raise InputError(f"config: {name}_{units[0]}: found {value}; accepted: a number ≥ 0")
     return Duration(value, units[0])
+
+
+def with_optimizer(config: ConfigDict, arguments: Sequence[str]) -> None:
+    """Change the configuration to the optimiser that --config.optimizer.name=NAME among the arguments asks for, so that its
+    settings are there to be set; see `optimizers.replace` for what they are.
+
+    Raises:
+      InputError: an unknown optimiser.
+    """
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        key, equals, name = argument.partition("=")
+        if key.lstrip("-") == "config.optimizer.name" and "optimizer" in config:
+            values = config.optimizer.to_dict()
+            kind = optimizers.kind_of(values.get("name", "lion"))
+            changed = optimizers.replace(
+                _build(kind, values, (), "optimizer."), name if equals else following
+            )
+            with config.unlocked():
+                config.optimizer = to_config_dict(changed)
 
 
 def choose(variant: str, variants: Mapping[str, Callable[[], Config]]) -> ConfigDict:

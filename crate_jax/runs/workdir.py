@@ -10,6 +10,7 @@ from crate_jax import InputError
 from crate_jax.data import palette
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.parallel import processes
+from crate_jax.runs import optimizers
 from crate_jax.runs.config import Config, from_config_dict, to_config_dict
 from crate_jax.runs.metrics import write_atomically
 
@@ -76,7 +77,10 @@ def write(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray 
 
 def read_config(workdir: Path) -> Config:
     """The configuration that a run was started with."""
-    return from_config_dict(_read(workdir, "config.json"))
+    values = _read(workdir, "config.json")
+    if "optimizer" in values:
+        values["optimizer"] = optimizers.without_foreign(values["optimizer"])
+    return from_config_dict(values)
 
 
 def read_dataset(workdir: Path) -> DatasetInfo:

@@ -51,9 +51,12 @@ def compile_program(run: Run, batch: dict) -> Program:
         raise InputError("config: the run has no length; give total_epochs, total_steps or total_examples")
     log_steps = run.steps(config.log) or total_steps
     schedule = optim.make_schedule(
-        config.optimizer.lr, warmup_steps=run.steps(config.warmup), total_steps=total_steps
+        config.optimizer,
+        warmup_steps=run.steps(config.warmup),
+        total_steps=total_steps,
+        steps_per_epoch=run.info.num_examples["train"] / config.batch_size,
     )
-    tx = optim.make_optimizer(config.optimizer, schedule)
+    tx = optim.make_optimizer(config.optimizer, schedule, total_steps=total_steps)
     abstract, lowered = lower(run, tx, batch, log_steps=log_steps)
     return Program(total_steps, log_steps, schedule, tx, abstract, lowered.compile())
 

@@ -13,7 +13,7 @@ from crate_jax.tasks import make_task, views
 from crate_jax.tasks.simdino import alignment, expansion
 from crate_jax.tasks.tokenizer import Pixels
 from crate_jax.training import steps
-from crate_jax.training.optim import make_ema_schedule
+from crate_jax.training.optim import cosine_between
 
 CONFIG = Config(
     model=models.CRATEConfig(
@@ -155,9 +155,9 @@ def test_blurs_are_as_wide_in_every_view():
 
 
 def test_the_average_slows_along_a_cosine():
-    decay = make_ema_schedule(0.99, 1.0, total_steps=100)
+    decay = cosine_between(0.99, 1.0, total_steps=100)
     np.testing.assert_allclose([decay(t) for t in (0, 50, 100)], [0.99, 0.995, 1.0], rtol=1e-6)
-    assert make_ema_schedule(0.9, None, total_steps=100)(73) == 0.9
+    assert cosine_between(0.9, None, total_steps=100)(73) == 0.9
 
 
 def test_projection_head_and_pooling():
