@@ -1,34 +1,43 @@
-"""Evaluate a trained run: accuracy, top-5, loss and the layer-wise table, on its own test split or on other data."""
+"""Evaluate a trained run: accuracy, top-5, loss and the layer-wise table, on its own test split or on other data.
 
+    python -m crate_jax.evaluate --workdir=runs/base
+    python -m crate_jax.evaluate --workdir=runs/base --config.data.name=folder:PATH
+
+Writes report/evaluate.json in the run's folder.
+"""
+
+import dataclasses
 import json
 from pathlib import Path
 
 import jax
-from absl import flags
 
 from crate_jax import InputError
 from crate_jax.analysis import layerwise
 from crate_jax.data import real, sources, subset
+from crate_jax.parallel import processes
 from crate_jax.runs import cli
 from crate_jax.runs.console import table, wide_table
 from crate_jax.runs.metrics import write_atomically
+from crate_jax.settings import setting
 from crate_jax.training import evaluation, steps
 from crate_jax.training.building import Run
-from crate_jax.training.checkpoint import LATEST
 from crate_jax.training.opening import open_run
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(cli.WorkdirFlags, processes.JobFlags):
+    """Those of a run and of a job, and the other labels of ImageNet."""
+
+    real_labels: Path | None = setting(None, "ImageNet's ReaL labels, a real.json, beside the ordinary ones.")
+
+
 def main(argv: list[str]) -> None:
-    own = flags.FlagValues()
-    flags.DEFINE_string("real_labels", None, "ImageNet's ReaL labels, a real.json.", flag_values=own)
-    flags.DEFINE_string(
-        "checkpoint", LATEST, "latest, best, or the step of one that is kept.", flag_values=own
-    )
-    config, path, overrides = cli.parse_workdir(argv, own)
-    run, params, step = open_run(path, own["checkpoint"].value, config=config, overrides=overrides)
+    flags, config, path, overrides = cli.parse_workdir(argv, Flags)
+    run, params, step = open_run(path, flags.checkpoint, config=config, overrides=overrides)
     source = run.data.source("test")
-    if own["real_labels"].value is not None:
-        source = with_real_labels(run, Path(own["real_labels"].value))
+    if flags.real_labels is not None:
+        source = with_real_labels(run, flags.real_labels)
     with jax.set_mesh(run.mesh):
         batches = run.data.eval_batches(source)
         eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
@@ -77,4 +86,4 @@ def with_real_labels(run: Run, file: Path) -> sources.Source:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

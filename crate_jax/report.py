@@ -1,7 +1,16 @@
-"""Run a study: train (and probe) its models one after the other, then draw what they say together."""
+"""Run a study: train (and probe) its models one after the other, then draw what they say together.
 
+    python -m crate_jax.report --config=configs/igpt.py:scaling --workdir=runs/scaling
+    python -m crate_jax.report --config=configs/crate.py:ablation --workdir=runs/ablation --config.total_epochs=2
+
+Started again, it does what is not done yet; --config.KEY=VALUE changes every model alike, and must stay as it was at the
+first start.
+"""
+
+import dataclasses
 import json
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,40 +20,44 @@ from crate_jax.analysis import ablation, scaling
 from crate_jax.runs import cli
 from crate_jax.runs.console import console, wide_table
 from crate_jax.runs.metrics import read_metrics, write_atomically
+from crate_jax.settings import REQUIRED, one_of, setting
 
 # A study is read as its name says.
 ANALYSES = {"scaling": scaling, "ablation": ablation}
 
-USAGE = "python -m crate_jax.report --config=configs/igpt.py:scaling --workdir=runs/scaling"
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Which study, and where."""
+
+    config: str = setting(REQUIRED, "A study of a configuration file, FILE.py:STUDY.")
+    workdir: Path = setting(REQUIRED, "The study's folder; each of its runs has a folder in it.")
 
 
-def main(argv: list[str]) -> None:
-    """`--config=FILE.py:STUDY --workdir=DIR [--config.KEY=VALUE …]`; what is done already is not done again, and the changes
-    are those of the first start.
-    """
-    flags = dict(argument.removeprefix("--").split("=", 1) for argument in argv[1:] if "=" in argument)
-    unknown = [argument for argument in argv[1:] if not argument.startswith(("--config", "--workdir="))]
-    if unknown or not {"config", "workdir"} <= set(flags):
-        raise InputError(f"{unknown[0] + ': ' if unknown else ''}accepted: {USAGE}")
-    file, _, study = flags["config"].partition(":")
+def main(argv: list[str]) -> int | None:
+    flags, changes = cli.parse_changes(argv, Flags)
+    file, _, study = flags.config.partition(":")
     if not Path(file).is_file():
-        raise InputError(f"--config: no file {file}; accepted: {USAGE}")
+        raise InputError(f"--config: no file {file}; accepted: a Python file such as configs/igpt.py")
     studies = runpy.run_path(file).get("STUDIES", {})
-    if study not in studies:
-        raise InputError(
-            f"--config: {file} has no study {study!r}; accepted: {', '.join(studies) or 'none there'}"
-        )
-    analysis = ANALYSES[study]
-    changes = [argument for argument in argv[1:] if argument.startswith("--config.")]
-    workdir, names = Path(flags["workdir"]), list(studies[study])
+    one_of(f"--config: study of {file}", study, studies)
+    analysis, workdir, names = ANALYSES[study], flags.workdir, list(studies[study])
+    # A change that no model accepts is found before the first one is trained.
+    cli.override(cli.load_config(f"{file}:{study}/{names[0]}")[0], changes, Flags)
     record(workdir, study, changes)
     for name in names:
         run = workdir / name
         if not is_trained(run):
             console.print(f"training {study}/{name}")
-            _call("train", f"--config={file}:{study}/{name}", f"--workdir={run}", *changes)
-        if "probe" in analysis.COMMANDS and not is_probed(run):
-            _call("probe", f"--workdir={run}")
+            code = _call("train", f"--config={file}:{study}/{name}", f"--workdir={run}", *changes)
+            if code:
+                return code
+        if (
+            "probe" in analysis.COMMANDS
+            and not is_probed(run)
+            and (code := _call("probe", f"--workdir={run}"))
+        ):
+            return code
     rows = analysis.read(workdir, names)
     picture = analysis.write(rows, workdir)
     wide_table(f"{study}: {len(names)} runs", list(analysis.HEADERS), [row.cells() for row in rows])
@@ -87,12 +100,28 @@ def is_probed(run: Path) -> bool:
     return probe.exists() and probe.stat().st_mtime >= metrics.stat().st_mtime
 
 
-def _call(command: str, *arguments: str) -> None:
-    """Run a command of this package in a process of its own, so that no run sees what another left in memory."""
-    done = subprocess.run([sys.executable, "-m", f"crate_jax.{command}", *arguments], check=False)
-    if done.returncode:
-        raise InputError(f"{command} {' '.join(arguments)} failed; start the study again to go on from there")
+def _call(command: str, *arguments: str) -> int:
+    """Run a command of this package in a process of its own, so that no run sees what another left in memory.
+
+    Signals to this process are passed on, and the command's exit code is awaited: a run that is told to stop saves first.
+    """
+    called = [sys.executable, "-m", f"crate_jax.{command}", *arguments]
+    # In a session of its own, Ctrl-C on a terminal reaches it once, through this process.
+    with subprocess.Popen(called, start_new_session=True) as process:
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {
+            number: signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
+            for number in numbers
+        }
+        code = process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code:
+        what = "was stopped" if code == cli.STOPPED else f"failed with exit code {code}"
+        message = f"{command} {' '.join(arguments)} {what}; start the study again to go on from there"
+        print(message, file=sys.stderr, flush=True)
+    return code if code in (cli.BAD_INPUT, cli.STOPPED) or not code else cli.FAILED
 
 
 if __name__ == "__main__":
-    cli.run(main, joins=False)
+    cli.run(main, Flags)

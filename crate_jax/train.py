@@ -1,24 +1,37 @@
-"""Train a model; started again with the same workdir it goes on where it stopped."""
+"""Train a model; started again with the same workdir it goes on where it stopped.
 
+    python -m crate_jax.train --config=configs/base.py --workdir=runs/base
+    python -m crate_jax.train --config=configs/igpt.py:crate --config.optimizer.lr=1e-3 --config.total_epochs=5
+
+SIGTERM or Ctrl-C saves the run and ends with exit code 75: start it again to go on.
+"""
+
+import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
 from crate_jax.analysis import layerwise
 from crate_jax.data import subset
 from crate_jax.models import Params
+from crate_jax.parallel import processes
 from crate_jax.reports.writing import write_report
 from crate_jax.runs import cli
 from crate_jax.runs.config import Config
 from crate_jax.runs.console import console, table
-from crate_jax.training import loop, throughput
+from crate_jax.training import loop
 from crate_jax.training.building import Run
 from crate_jax.training.opening import Opened
 from crate_jax.training.starting import start_run
 
 
-def main(argv: list[str]) -> None:
-    config, path, overrides = cli.parse_config_file(argv)
-    train(config, path, overrides)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(cli.ConfigFlags, processes.JobFlags):
+    """Those of a configuration and of a job."""
+
+
+def main(argv: list[str]) -> int | None:
+    _, config, path, overrides = cli.parse_config_file(argv, Flags)
+    return cli.STOPPED if train(config, path, overrides) is None else None
 
 
 def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[str, float] | None:
@@ -35,9 +48,6 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
       FloatingPointError: the loss or a gradient was not finite.
     """
     run = start_run(config, Path(path), overrides)
-    if config.data.benchmark:
-        table(f"input of {run.info.name}, {run.config.batch_size} examples a batch", throughput.measure(run))
-        return None
     result = loop.train(run, layer_readers(run))
     if result.stopped:
         console.print(
@@ -71,4 +81,4 @@ def report(opened: Opened, values: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

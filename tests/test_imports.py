@@ -27,11 +27,12 @@ FLOORS = {
     "data": 2,
     "objectives": 1,
     "alignment": 1,
+    "settings": 1,
 }
 COMMANDS = 9
 # Of other packages: what one room alone may import, what a room may import at most (numpy comes with jax), what it may not.
 ONLY = {"flax": "models"}
-AT_MOST = {"objectives": {"jax", "numpy"}, "alignment": {"jax", "numpy"}}
+AT_MOST = {"objectives": {"jax", "numpy"}, "alignment": {"jax", "numpy"}, "settings": set()}
 NEVER = {"data": {"jax", "flax", "optax"}}
 # Imports that are still to go: (file, module).
 EXCEPTIONS: set[tuple[str, str]] = set()
@@ -132,6 +133,14 @@ HEAVY = (
     "matplotlib",
     "sklearn",
 )
+
+
+def test_settings_load_nothing():
+    program = (
+        "import sys, crate_jax.settings; print(*[name for name in ('jax', 'numpy') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
 
 
 @pytest.mark.parametrize("library", ["crate_jax.objectives"])

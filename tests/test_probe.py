@@ -59,7 +59,7 @@ def test_a_trained_run(workdir, capsys):
 
 def test_a_released_checkpoint_on_data_of_other_classes(workdir, folder, tmp_path):
     data = f"--config.data.name=folder:{folder}"
-    config, _, overrides = cli.parse_workdir(["", f"--workdir={workdir}", data])
+    _, config, _, overrides = cli.parse_workdir(["", f"--workdir={workdir}", data], cli.WorkdirFlags)
     run, params, _ = open_run(workdir, config=config, overrides=overrides, match_classes=False)
     np.savez(tmp_path / "released.npz", **weights.export(params, "crate"))
     flags = [f"--checkpoint={tmp_path / 'released.npz'}", "--family=crate", "--heads=2", data]

@@ -79,11 +79,21 @@ def test_a_study_goes_on_as_it_was_started(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "accepted: python -m crate_jax.report"),
-        (["--config=configs/igpt.py:scaling", "--workdir=x", "--wordir=y"], "--wordir=y: accepted"),
+        ([], "--config is required: .* To start: python -m crate_jax.report"),
+        (
+            ["--config=configs/igpt.py:scaling", "--workdir=x", "--wordir=y"],
+            "--wordir; did you mean --workdir?",
+        ),
+        (
+            ["--config=configs/igpt.py:scaling", "--workdir=x", "--config.sed", "2"],
+            "unknown key sed; did you mean seed",
+        ),
         (["--config=configs/none.py:scaling", "--workdir=x"], "no file configs/none.py"),
-        (["--config=configs/igpt.py:scalling", "--workdir=x"], "no study 'scalling'; accepted: scaling"),
-        (["--config=configs/base.py:scaling", "--workdir=x"], "no study 'scaling'; accepted: none there"),
+        (
+            ["--config=configs/igpt.py:scalling", "--workdir=x"],
+            "found 'scalling'; accepted: scaling",
+        ),
+        (["--config=configs/base.py:scaling", "--workdir=x"], "found 'scaling'; accepted: nothing"),
     ],
 )
 def test_mistakes(flags, message):

@@ -92,7 +92,7 @@ def test_sigterm_saves_and_says_how_to_resume(untouched, tiny_flags, tmp_path):
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) >= 1, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    assert process.returncode == 75, err
     assert f"start again with --workdir={tmp_path}" in " ".join(out.split())
     done = run([*command("train", f"--workdir={tmp_path}"), *tiny_flags])
     assert done.returncode == 0, done.stderr

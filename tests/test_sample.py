@@ -110,7 +110,7 @@ def test_fine_tuning_starts_from_another_run(colours, tmp_path):
     [
         (["--mode=complete", "--rows=8"], "--rows: found 8; accepted: 1 to 7"),
         (["--rows=4"], "--rows belongs to --mode=complete"),
-        (["--num=0"], "--num: found 0; accepted: 1 or more"),
+        (["--num=0"], "--num: found 0; accepted: a whole number of at least 1"),
         (["--top_k=18"], "top_k: found 18; accepted: 1 to 17"),
         (["--mode=complete", "--input=nowhere"], "no file or folder nowhere"),
         (["--config.data.image_siz=8"], "unknown key data.image_siz"),

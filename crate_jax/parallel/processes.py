@@ -5,6 +5,7 @@ MPI, whatever `jax.distributed` knows) or by `--coordinator=HOST:PORT --num_proc
 variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID may stand.
 """
 
+import dataclasses
 import os
 import signal
 
@@ -12,9 +13,10 @@ import jax
 from jax.experimental import multihost_utils
 
 from crate_jax import InputError
+from crate_jax.settings import convert, setting, settings_of
 
 # Flag of a command → variable that stands for it.
-FLAGS = {
+VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
@@ -25,60 +27,69 @@ HEARTBEAT_SECONDS = 30
 FAREWELL_SECONDS = 3600
 
 
-def join(argv: list[str]) -> list[str]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobFlags:
+    """How the processes of a job find one another, where no cluster tells them."""
+
+    coordinator: str | None = setting(
+        None, "Of several processes: HOST:PORT of process 0. Only where no cluster tells them of one another."
+    )
+    num_processes: int | None = setting(None, "How many processes run this command.", least=1)
+    process_id: int | None = setting(None, "Which of them this is, counted from 0.", least=0)
+
+
+def join(flags: JobFlags) -> None:
     """Join the other processes of the job, if there are any; before anything touches a device.
 
-    Returns:
-      the command line without the flags of this module.
+    Args:
+      flags: the command's; where one is None, its variable in VARIABLES counts.
     Raises:
-      InputError: flags that are incomplete or mean nothing.
+      InputError: flags that are incomplete or contradict one another, or processes that cannot be reached.
     """
-    given = {name: os.environ.get(variable) for name, variable in FLAGS.items()}
-    rest = []
-    for argument in argv:
-        name, _, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in FLAGS:
-            given[name] = value
-        else:
-            rest.append(argument)
     options = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": FAREWELL_SECONDS}
-    if any(given.values()):
-        options |= _explicit(given)
+    given = _given(flags)
+    if any(value is not None for value in given.values()):
+        options |= _explicit(**given)
     try:
         jax.distributed.initialize(**options)
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error):
             raise
-        return rest  # No cluster: a machine on its own.
+        # No cluster: a machine on its own.
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"could not join the other processes: {str(error).splitlines()[0]}") from None
-    return rest
 
 
-def _explicit(given: dict[str, str | None]) -> dict:
-    missing = [f"--{name}" for name, value in given.items() if not value]
-    if missing:
+def _given(flags: JobFlags) -> dict:
+    """The flags, with the variables that stand for those that are missing."""
+    given = dataclasses.asdict(flags)
+    for name, variable in VARIABLES.items():
+        if given[name] is None and (text := os.environ.get(variable)):
+            hint = JobFlags.__annotations__[name]
+            given[name] = convert(variable, text, hint, settings_of(JobFlags)[name])
+    return given
+
+
+def _explicit(coordinator: str | None, num_processes: int | None, process_id: int | None) -> dict:
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if coordinator is None or num_processes is None or process_id is None:
         raise InputError(
-            f"several processes: {', '.join(missing)} missing beside the other of {', '.join(FLAGS)}"
+            f"several processes: {', '.join(missing)} missing; give all of {', '.join(VARIABLES)}, or none"
         )
-    count, index = (_whole(name, given[name]) for name in ("num_processes", "process_id"))
-    if count < 1 or index >= count:
-        raise InputError(f"--process_id: found {index}; accepted: 0 to {count - 1}, below --num_processes")
-    address, _, port = given["coordinator"].rpartition(":")
+    if process_id >= num_processes:
+        raise InputError(
+            f"--process_id: found {process_id}; accepted: 0 to {num_processes - 1}, below --num_processes"
+        )
+    address, _, port = coordinator.rpartition(":")
     if not address or not port.isdigit():
-        raise InputError(f"--coordinator: found {given['coordinator']!r}; accepted: HOST:PORT of process 0")
+        raise InputError(f"--coordinator: found {coordinator!r}; accepted: HOST:PORT of process 0")
     return {
-        "coordinator_address": given["coordinator"],
-        "num_processes": count,
-        "process_id": index,
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
         "cluster_detection_method": "deactivate",
     }
-
-
-def _whole(name: str, value: str) -> int:
-    if not value.isdigit():
-        raise InputError(f"--{name}: found {value!r}; accepted: a whole number")
-    return int(value)
 
 
 def several() -> bool:

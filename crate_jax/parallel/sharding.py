@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from crate_jax import InputError
 from crate_jax.models.partition import BATCH_AXES, axes_for
+from crate_jax.settings import setting
 
 # Devices that share heads and features under fsdp_tp: within one host of every machine we know.
 TENSOR = 4
@@ -33,10 +34,12 @@ class MeshConfig:
     One axis may be -1: whatever the others leave. If no axis is, `data` is, unless it was given.
     """
 
-    preset: str = "dp"
-    data: int | None = None
-    fsdp: int | None = None
-    tensor: int | None = None
+    preset: str = setting("dp", "How devices are shared out.", choices=PRESETS)
+    data: int | None = setting(
+        None, "Devices along the batch; -1: what the other axes leave; left out: the preset's.", least=-1
+    )
+    fsdp: int | None = setting(None, "Devices that share the batch and the parameters; likewise.", least=-1)
+    tensor: int | None = setting(None, "Devices that share heads and features; likewise.", least=-1)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -8,7 +8,6 @@ suffixes of one duration are refused, except that one on the command line replac
 """
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,97 +15,102 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from crate_jax import InputError, models
+from crate_jax import InputError, models, settings
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.parallel.sharding import MeshConfig
 from crate_jax.runs import optimizers
+from crate_jax.runs.durations import UNITS, Duration, epochs, percent, steps
 from crate_jax.runs.optimizers import Lion, OptimizerConfig
+from crate_jax.settings import LARGEST_SEED, Setting, setting
 
+# What configuration files import from here.
+__all__ = [
+    "Config",
+    "DataConfig",
+    "Duration",
+    "MeshConfig",
+    "OptimizerConfig",
+    "RegularizerConfig",
+    "SimDINOConfig",
+    "choose",
+    "describe",
+    "epochs",
+    "fit_to_data",
+    "from_config_dict",
+    "percent",
+    "steps",
+    "to_config_dict",
+    "with_optimizer",
+]
 # The vocabulary of text.
 BYTES = 256
-UNITS = ("epochs", "steps", "examples", "percent")
-
-
-@dataclasses.dataclass(frozen=True)
-class Duration:
-    """A length of training: `value` in `unit`, one of UNITS. Percent is of the total."""
-
-    value: float
-    unit: str
-
-    def in_steps(self, *, num_examples: int, batch_size: int, total_steps: int | None = None) -> int:
-        """As a whole number of optimiser steps, at least 1 (0 for a zero duration).
-
-        Raises:
-          InputError: a percentage where `total_steps` is None.
-        """
-        if self.value == 0:
-            return 0
-        if self.unit == "percent" and total_steps is None:
-            raise InputError(
-                "total_percent: the total is what percentages are of; give total_epochs or total_steps"
-            )
-        steps = {
-            "epochs": lambda: self.value * num_examples / batch_size,
-            "steps": lambda: self.value,
-            "examples": lambda: self.value / batch_size,
-            "percent": lambda: self.value / 100 * total_steps,
-        }[self.unit]()
-        return max(1, round(steps))
-
-
-def epochs(value: float) -> Duration:
-    """`value` passes over the training data."""
-    return Duration(value, "epochs")
-
-
-def steps(value: int) -> Duration:
-    """`value` optimiser steps."""
-    return Duration(value, "steps")
-
-
-def percent(value: float) -> Duration:
-    """`value` % of the whole run."""
-    return Duration(value, "percent")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is trained on. None for `image_size` and `channels` means those of the data, for `image_width` square images."""
 
-    name: str = "digits"  # digits | tfds:NAME | folder, array_record, tar, parquet, npz or text:PATH, stdlib (docs/data.md)
-    data_dir: str | None = None  # Where tfds keeps prepared datasets.
-    train_split: str = "train"  # As in TFDS: "train[:90%]", "train+validation".
-    test_split: str = "test"
-    image_size: int | None = None
-    image_width: int | None = None
-    channels: int | None = None
-    mean: tuple[float, ...] = (0.5,)  # Of pixel values scaled to [0, 1]; one number or one a channel.
-    std: tuple[float, ...] = (0.5,)
-    eval_resize: int | None = (
-        None  # Short side before the centre is cut out; None: the largest centre square.
+    name: str = setting(
+        "digits",
+        "The dataset: digits, stdlib, tfds:NAME, or folder, array_record, tar, parquet, npz or text:PATH (docs/data.md).",
     )
-    stretch: bool = (
-        False  # Resize all of an image to the image size, whatever its shape; instead of eval_resize.
+    data_dir: str | None = setting(None, "Where tfds keeps prepared datasets.")
+    train_split: str = setting("train", "What is trained on, as in TFDS: train[:90%], train+validation.")
+    test_split: str = setting("test", "What is evaluated on.")
+    image_size: int | None = setting(
+        None, "Height of the images, in pixels; left out: that of the data.", least=1
     )
-    # Augmentation of training images, see `transforms.Augment`: in the pipeline,
-    crop_scale: tuple[float, ...] = ()  # Inception crop with a share of the area in (smallest, largest),
-    interpolation: str = "bilinear"  # with this filter or "bicubic", also of randaugment_timm,
-    shift: float = 0.0  # random translation by up to so many pixels,
-    flip: bool = False  # random horizontal flip,
-    crop_padding: int = 0  # random crop after padding by so many pixels,
-    randaugment: tuple[int, ...] = ()  # torchvision's RandAugment (operations, magnitude of 0 to 30),
-    randaugment_timm: tuple[int, ...] = ()  # timm's and big_vision's (operations, magnitude of 0 to 10),
-    trivial_augment: bool = False  # TrivialAugment,
-    three_augment: bool = False  # grey, solarised or blurred,
-    color_jitter: float = 0.0  # brightness, contrast and colour by up to such a share;
-    mixup: float = 0.0  # and on the device, see `tasks.augment`: mixup's α,
-    cutmix: float = 0.0  # CutMix's α,
-    erase: float = 0.0  # probability of random erasing.
-    labels_per_class: int | None = None  # Train on so many examples of each class, drawn by the seed.
-    palette: str | None = None  # A .npy of colours for token models; None: k-means over the training images.
-    threads: int | None = None  # That prepare batches ahead of the step; None: one a core.
-    benchmark: bool = False  # Measure the input pipeline alone and beside training steps, then stop.
+    image_width: int | None = setting(None, "Width of the images; left out: as wide as high.", least=1)
+    channels: int | None = setting(None, "Channels of the images; left out: those of the data.", least=1)
+    mean: tuple[float, ...] = setting(
+        (0.5,), "Mean of the pixels, scaled to [0, 1]: one number, or one per channel."
+    )
+    std: tuple[float, ...] = setting((0.5,), "Standard deviation of the pixels, likewise.", above=0)
+    eval_resize: int | None = setting(
+        None,
+        "Short side that test images are resized to before their centre is cut out; left out: the largest square.",
+        least=1,
+    )
+    stretch: bool = setting(
+        False, "Resize all of a test image to the image size, whatever its shape; in place of eval_resize."
+    )
+    # Augmentation of training images: in the pipeline (`transforms.Augment`),
+    crop_scale: tuple[float, ...] = setting(
+        (), "Inception crop: smallest and largest share of the image's area.", above=0, most=1, lengths=(0, 2)
+    )
+    interpolation: str = setting(
+        "bilinear", "Filter of that crop and of randaugment_timm.", choices=("bilinear", "bicubic")
+    )
+    shift: float = setting(0.0, "Random translation by up to this many pixels.", least=0)
+    flip: bool = setting(False, "Random horizontal flip.")
+    crop_padding: int = setting(0, "Random crop after padding by this many pixels.", least=0)
+    randaugment: tuple[int, ...] = setting(
+        (),
+        "torchvision's RandAugment: operations per image, and their magnitude of 0 to 30.",
+        least=0,
+        most=30,
+        lengths=(0, 2),
+    )
+    randaugment_timm: tuple[int, ...] = setting(
+        (),
+        "RandAugment of timm and big_vision: operations per image, and their magnitude of 0 to 10.",
+        least=0,
+        lengths=(0, 2),
+    )
+    trivial_augment: bool = setting(False, "TrivialAugment.")
+    three_augment: bool = setting(False, "ThreeAugment: grey, solarised or blurred.")
+    color_jitter: float = setting(0.0, "Change brightness, contrast and colour by up to this share.", least=0)
+    # and on the device (`tasks.augment`).
+    mixup: float = setting(0.0, "α of mixup's Beta(α, α); 0 is off.", least=0)
+    cutmix: float = setting(0.0, "α of CutMix's Beta(α, α); 0 is off.", least=0)
+    erase: float = setting(0.0, "Probability of erasing a random rectangle.", least=0, most=1)
+    labels_per_class: int | None = setting(
+        None, "Train on this many examples of each class, drawn by the seed; left out: all.", least=1
+    )
+    palette: str | None = setting(
+        None, "An .npy of colours for token models; left out: k-means over the training images."
+    )
+    threads: int | None = setting(None, "Threads that prepare batches; left out: one per core.", least=1)
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -118,24 +122,32 @@ class DataConfig:
 class RegularizerConfig:
     """Terms on a white box's layers, added to a supervised loss (see `tasks.regularizer`); a weight of 0 is off."""
 
-    sparse_rate_reduction: float = 0.0  # Weight of (R^c + λ‖Z‖₁ − R)/n, nats a token,
-    layers: str = "random"  # in a random layer each step, in "all", or in layers such as "0,3".
-    eps_sq: float = 0.5  # ε² of both rates.
-    penalty: float = 0.1  # λ.
-    orthogonality: float = 0.0  # Weight of ‖UᵀU − I‖²/(k p), all layers.
+    sparse_rate_reduction: float = setting(0.0, "Weight of (R^c + λ‖Z‖₁ − R)/n, in nats per token.", least=0)
+    layers: str = setting(
+        "random", "Where it acts: in a random layer at each step, in all, or in layers such as 0,3."
+    )
+    eps_sq: float = setting(0.5, "ε² of both rates.", above=0)
+    penalty: float = setting(0.1, "λ, the weight of ‖Z‖₁.", least=0)
+    orthogonality: float = setting(0.0, "Weight of ‖UᵀU − I‖²/(k p), over all layers.", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SimDINOConfig:
     """The views and the loss of task simdino (see `tasks.simdino`); two views are global, `local_views` local."""
 
-    local_views: int = 8
-    local_size: int | None = None  # Height and width of a local view; None: those of a global one.
-    global_scale: tuple[float, ...] = (0.4, 1.0)  # Smallest and largest share of the image's area.
-    local_scale: tuple[float, ...] = (0.05, 0.4)
-    flip: bool = True
-    alignment: float = 1.0  # Weight of the alignment.
-    eps_sq: float = 0.05  # ε² of the coding rate.
+    local_views: int = setting(8, "Number of local views, beside the two global ones.", least=0)
+    local_size: int | None = setting(
+        None, "Height and width of a local view, in pixels; left out: those of a global one.", least=1
+    )
+    global_scale: tuple[float, ...] = setting(
+        (0.4, 1.0), "Smallest and largest share of the area in a global view.", above=0, most=1, lengths=(2,)
+    )
+    local_scale: tuple[float, ...] = setting(
+        (0.05, 0.4), "Smallest and largest share of the area in a local view.", above=0, most=1, lengths=(2,)
+    )
+    flip: bool = setting(True, "Flip views horizontally at random.")
+    alignment: float = setting(1.0, "Weight of the alignment of the views.", least=0)
+    eps_sq: float = setting(0.05, "ε² of the coding rate.", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,26 +155,37 @@ class Config:
     """Everything that determines a run."""
 
     model: Any
-    task: str = "classify"
-    seed: int = 0
-    batch_size: int = 64  # Global, over all devices and accumulation steps.
-    accumulate: int = 1  # Gradients averaged over so many slices of the batch, one after the other.
-    label_smoothing: float = 0.1
-    ema_decay: float = 0.0  # Exponential moving average of the parameters, used for evaluation; 0 is off.
-    ema_decay_end: float | None = None  # The decay follows a cosine to this value; None: it stays.
-    total: Duration | None = epochs(100)
-    warmup: Duration | None = percent(5)
-    log: Duration | None = percent(1)
-    eval: Duration | None = percent(10)
-    checkpoint: Duration | None = percent(10)
-    trace: Duration | None = percent(5)
+    task: str = setting(
+        "classify",
+        "What is learned: classify, autoregressive, bert, joint, masked_autoencoder, autoencoder or simdino.",
+    )
+    seed: int = setting(0, "Determines parameters, batches and augmentation.", least=0, most=LARGEST_SEED)
+    batch_size: int = setting(64, "Examples per step, over all devices and accumulation steps.", least=1)
+    accumulate: int = setting(
+        1, "Slices of the batch that are computed one after the other, their gradients averaged.", least=1
+    )
+    label_smoothing: float = setting(
+        0.1, "Share of the target spread evenly over the classes.", least=0, most=1
+    )
+    ema_decay: float = setting(
+        0.0, "Decay of the moving average of the parameters, which is evaluated; 0 is off.", least=0, below=1
+    )
+    ema_decay_end: float | None = setting(
+        None, "Where a cosine takes that decay by the end; left out: it stays.", least=0, most=1
+    )
+    total: Duration | None = setting(epochs(100), "Length of training.")
+    warmup: Duration | None = setting(percent(5), "Length of the warm-up of the learning rate.")
+    log: Duration | None = setting(percent(1), "Interval at which training metrics are logged.")
+    eval: Duration | None = setting(percent(10), "Interval at which the test set is evaluated.")
+    checkpoint: Duration | None = setting(percent(10), "Interval at which the state is saved.")
+    trace: Duration | None = setting(percent(5), "Interval at which the layers are measured.")
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = Lion()
     regularizer: RegularizerConfig = RegularizerConfig()
     simdino: SimDINOConfig = SimDINOConfig()
     mesh: MeshConfig = MeshConfig()
-    init_from: str | None = None  # A workdir whose parameters (and palette) this run starts from.
-    wandb: str | None = None  # A Weights & Biases project to log to; wandb must be installed.
+    init_from: str | None = setting(None, "A workdir whose parameters, and palette, this run starts from.")
+    wandb: str | None = setting(None, "A Weights & Biases project to log to; wandb must be installed.")
 
 
 def to_config_dict(config: Any) -> ConfigDict:
@@ -194,25 +217,41 @@ def from_config_dict(config: Mapping[str, Any], overrides: Collection[str] = ())
       config: a ConfigDict or plain dict in the form of `to_config_dict`; keys that are left out keep their defaults.
       overrides: dotted keys that were set on the command line; they settle which of two suffixes is meant.
     Raises:
-      InputError: an unknown key (with the nearest known one), an unknown model family, two suffixes of one duration.
+      InputError: an unknown key (with the nearest known one), an unknown model family, two suffixes of one duration, a
+        value of another type or outside its range.
     """
-    config = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    model = dict(config.pop("model", {}))
+    config = config.to_dict() if isinstance(config, ConfigDict) else _group("config.json", config)
+    model = _group("model", config.pop("model", {}))
     family = model.get("family", "crate")
-    if family not in models.FAMILIES:
-        raise InputError(f"model.family: found {family!r}; accepted: {', '.join(models.FAMILIES)}")
-    built = _build(models.FAMILIES[family].config, model, overrides, "model.")
-    fields = {"model": built}
-    parts = {
-        "data": DataConfig,
-        "optimizer": optimizers.kind_of(config.get("optimizer", {}).get("name", "lion")),
-        "regularizer": RegularizerConfig,
-        "simdino": SimDINOConfig,
-        "mesh": MeshConfig,
-    }
-    for name, kind in parts.items():
-        fields[name] = _build(kind, config.pop(name, {}), overrides, f"{name}.")
-    return _build(Config, config, overrides, "", fields)
+    settings.one_of("model.family", family, models.FAMILIES)
+    fields = {"model": _build(models.FAMILIES[family].config, model, overrides, "model.")}
+    for field in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(field.type) and field.type is not Duration:
+            values = _group(field.name, config.pop(field.name, {}))
+            kind = optimizers.kind_of(values) if field.type is OptimizerConfig else field.type
+            fields[field.name] = _build(kind, values, overrides, f"{field.name}.")
+    built = _build(Config, config, overrides, "", fields)
+    settings.check(built, "config: ")
+    return built
+
+
+def describe(config: Config) -> list[tuple[str, Any, Any, Setting]]:
+    """(dotted key, value, type, setting) of every key of a configuration; of a duration the key of the unit it is in."""
+    rows = []
+    for name, value, hint, one in settings.walk(config):
+        if _is_duration(hint):
+            unit = UNITS[0] if value is None else value.unit
+            others = ", ".join(f"_{other}" for other in UNITS if other != unit)
+            one = Setting(f"{one.description} Also {others}.", least=0)
+            name, value, hint = f"{name}_{unit}", value and value.value, float
+        rows.append((name, value, hint, one))
+    return rows
+
+
+def _group(name: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise InputError(f"config: {name}: found {values!r}; accepted: a group of settings by name")
+    return dict(values)
 
 
 def _build(
@@ -221,7 +260,7 @@ def _build(
     """An instance of dataclass `kind` from plain values; `fields` holds those that are built already."""
     values, fields = dict(values), dict(fields or {})
     hints = typing.get_type_hints(kind)
-    known = []
+    known = list(fields)
     for field in dataclasses.fields(kind):
         if field.name in fields:
             continue
@@ -238,10 +277,8 @@ def _build(
                 value = values.pop(field.name)
                 fields[field.name] = tuple(value) if isinstance(value, list | tuple) else value
     if values:
-        name = next(iter(values))
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {prefix}{near[0]}?" if near else f"accepted: {', '.join(known)}"
-        raise InputError(f"config: unknown key {prefix}{name}; {hint}")
+        name = prefix + next(iter(values))
+        raise settings.unknown("config: unknown key", name, [prefix + one for one in known])
     return kind(**fields)
 
 
@@ -255,14 +292,13 @@ def _duration(name: str, given: Mapping[str, float | None], overrides: Collectio
     if not units:
         return None
     value = given[units[0]]
-    if value < 0:
-        raise InputError(f"config: {name}_{units[0]}: found {value}; accepted: a number ≥ 0")
+    settings.check_value(f"config: {name}_{units[0]}", value, float, Setting("", least=0))
     return Duration(value, units[0])
 
 
 def with_optimizer(config: ConfigDict, arguments: Sequence[str]) -> None:
-    """Change the configuration to the optimiser that --config.optimizer.name=NAME among the arguments asks for, so that its
-    settings are there to be set; see `optimizers.replace` for what they are.
+    """Change a configuration to the optimiser that --config.optimizer.name=NAME among the arguments asks for, so that its own
+    settings are there to be set; `optimizers.replace` says what they are.
 
     Raises:
       InputError: an unknown optimiser.
@@ -271,12 +307,9 @@ def with_optimizer(config: ConfigDict, arguments: Sequence[str]) -> None:
         key, equals, name = argument.partition("=")
         if key.lstrip("-") == "config.optimizer.name" and "optimizer" in config:
             values = config.optimizer.to_dict()
-            kind = optimizers.kind_of(values.get("name", "lion"))
-            changed = optimizers.replace(
-                _build(kind, values, (), "optimizer."), name if equals else following
-            )
+            before = _build(optimizers.kind_of(values), values, (), "optimizer.")
             with config.unlocked():
-                config.optimizer = to_config_dict(changed)
+                config.optimizer = to_config_dict(optimizers.replace(before, name if equals else following))
 
 
 def choose(variant: str, variants: Mapping[str, Callable[[], Config]]) -> ConfigDict:
@@ -285,8 +318,7 @@ def choose(variant: str, variants: Mapping[str, Callable[[], Config]]) -> Config
     Raises:
       InputError: another variant.
     """
-    if variant not in variants:
-        raise InputError(f"--config: unknown variant {variant!r}; accepted: {', '.join(variants)}")
+    settings.one_of("--config: variant", variant, variants)
     return to_config_dict(variants[variant]())
 
 
@@ -328,7 +360,7 @@ def _fit_to_text(config: Config, overrides: Collection[str]) -> Config:
         )
     for field in dataclasses.fields(DataConfig):
         found, accepted = getattr(config.data, field.name), getattr(default, field.name)
-        if found != accepted and field.name not in ("name", "threads", "benchmark"):
+        if found != accepted and field.name not in ("name", "threads"):
             raise InputError(f"data.{field.name}: found {found}; accepted for text: {accepted}")
     if "model.vocab_size" in overrides and model.vocab_size != BYTES:
         raise InputError(f"model.vocab_size: found {model.vocab_size}; accepted: {BYTES}, the bytes of text")

@@ -4,18 +4,39 @@ Weight decay is decoupled: it is multiplied by the learning rate and never enter
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 
-from crate_jax import InputError
+from crate_jax import settings
+from crate_jax.settings import setting
 
 # Adafactor keeps the row and column means of g² of matrices at least this wide; heads are 48 to 64 wide.
 MIN_FACTORED = 32
+MOMENTUM_DTYPES = ("float32", "bfloat16")
 
 # What weight decay is given as: a number or its schedule, and which parameters it applies to.
 Decay = dict[str, Any]
+
+
+def _named(pattern: str) -> Callable[[str], bool]:
+    return lambda path: re.search(pattern, path) is not None
+
+
+_TOKEN = _named(r"(position_embedding|class_token|mask_token)$")
+_DICTIONARY = _named(r"/(dictionary|decoder)$")
+_UNTRAINED = _named(r"fixed_output$")
+
+# `decay`: whether weight decay applies to a parameter, by its path and by whether the model counts it among its matrices.
+DECAYED: dict[str, Callable[[str, bool], bool]] = {
+    "matrices": lambda path, matrix: matrix,
+    # Positions and tokens too, as where everything of more than one dimension is decayed: in PyTorch they are [1, n, d].
+    "matrices and tokens": lambda path, matrix: matrix or _TOKEN(path),
+    "matrices but dictionaries": lambda path, matrix: matrix and not _DICTIONARY(path),
+    "all": lambda path, matrix: not _UNTRAINED(path),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +46,26 @@ class OptimizerConfig:
     The rate goes from `start_lr` to `lr` during the warm-up in a straight line, then along a cosine to `end_lr`.
     """
 
-    name: str = ""
-    lr: float = 2e-4
-    start_lr: float = 0.0  # Of the first step of a warm-up.
-    end_lr: float = 0.0  # At the end of the run.
-    schedule: str = "steps"  # The rate changes with every step, or once per epoch: "epochs".
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None  # Where a cosine takes it by the end of the run; None: it stays.
-    decay: str = "matrices"  # What is decayed, see `training.optim.DECAYED`.
-    clip_norm: float | None = None  # Largest norm of the whole gradient.
-    clip_parameter_norm: float | None = None  # Largest norm of the gradient of any one parameter.
+    name: str = setting("", "The optimiser: lion, adamw, adafactor or sgd; each has settings of its own.")
+    lr: float = setting(2e-4, "Learning rate at its highest.", least=0)
+    start_lr: float = setting(0.0, "Learning rate at the first step of the warm-up.", least=0)
+    end_lr: float = setting(0.0, "Learning rate at the end of the run.", least=0)
+    schedule: str = setting(
+        "steps",
+        "When the learning rate changes: with every step, or once per epoch, and then the cosine counts from the first step.",
+        choices=("steps", "epochs"),
+    )
+    weight_decay: float = setting(0.05, "Decoupled weight decay, multiplied by the learning rate.", least=0)
+    weight_decay_end: float | None = setting(
+        None, "Where a cosine takes the weight decay by the end; left out: it stays.", least=0
+    )
+    decay: str = setting("matrices", "Which parameters are decayed.", choices=DECAYED)
+    clip_norm: float | None = setting(
+        None, "Largest global norm of the gradient; left out: not clipped.", above=0
+    )
+    clip_parameter_norm: float | None = setting(
+        None, "Largest norm of the gradient of any one parameter; left out: not clipped.", above=0
+    )
 
     def transformation(self, schedule: optax.Schedule, decay: Decay) -> optax.GradientTransformation:
         """The optax transformation from gradients to updates.
@@ -51,12 +82,14 @@ class Lion(OptimizerConfig):
     """Lion (arXiv 2302.06675): the sign of a momentum. Keeps one number per parameter."""
 
     name: str = "lion"
-    b1: float = 0.9
-    b2: float = 0.99
-    momentum_dtype: str = "float32"  # bfloat16 halves it.
+    b1: float = setting(0.9, "Share of the momentum in an update's sign.", least=0, below=1)
+    b2: float = setting(0.99, "Decay of the momentum.", least=0, below=1)
+    momentum_dtype: str = setting(
+        "float32", "Type of the momentum; bfloat16 halves its memory.", choices=MOMENTUM_DTYPES
+    )
 
     def transformation(self, schedule, decay):
-        return optax.lion(schedule, self.b1, self.b2, mu_dtype=momentum_dtype(self), **decay)
+        return optax.lion(schedule, self.b1, self.b2, mu_dtype=self.momentum_dtype, **decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +97,14 @@ class AdamW(OptimizerConfig):
     """AdamW (arXiv 1711.05101): Adam with decoupled weight decay. Keeps two numbers per parameter."""
 
     name: str = "adamw"
-    b1: float = 0.9
-    b2: float = 0.999
-    momentum_dtype: str = "float32"  # Of the first moment; bfloat16 halves it.
+    b1: float = setting(0.9, "Decay of the first moment.", least=0, below=1)
+    b2: float = setting(0.999, "Decay of the second moment.", least=0, below=1)
+    momentum_dtype: str = setting(
+        "float32", "Type of the first moment; bfloat16 halves its memory.", choices=MOMENTUM_DTYPES
+    )
 
     def transformation(self, schedule, decay):
-        return optax.adamw(schedule, self.b1, self.b2, mu_dtype=momentum_dtype(self), **decay)
+        return optax.adamw(schedule, self.b1, self.b2, mu_dtype=self.momentum_dtype, **decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +146,14 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
 FORMERLY_SHARED = ("b1", "b2", "momentum_dtype")
 
 
-def kind_of(name: Any) -> type[OptimizerConfig]:
-    """The optimiser of this name.
+def kind_of(values: Mapping[str, Any]) -> type[OptimizerConfig]:
+    """The class of the optimiser that plain values name; Lion where they name none.
 
     Raises:
-      InputError: there is none.
+      InputError: an unknown name.
     """
-    if name not in OPTIMIZERS:
-        raise InputError(f"optimizer.name: found {name!r}; accepted: {', '.join(OPTIMIZERS)}")
+    name = values.get("name", "lion")
+    settings.one_of("optimizer.name", name, OPTIMIZERS)
     return OPTIMIZERS[name]
 
 
@@ -129,23 +164,10 @@ def replace(config: OptimizerConfig, name: str, **changes) -> OptimizerConfig:
         for field in dataclasses.fields(OptimizerConfig)
         if field.name != "name"
     }
-    return kind_of(name)(**{**shared, **changes})
+    return kind_of({"name": name})(**{**shared, **changes})
 
 
 def without_foreign(values: Mapping[str, Any]) -> dict[str, Any]:
     """The optimiser of a run as it was once saved, without what that optimiser does not have and never used."""
-    known = {field.name for field in dataclasses.fields(kind_of(values.get("name", "lion")))}
+    known = {field.name for field in dataclasses.fields(kind_of(values))}
     return {key: value for key, value in values.items() if key in known or key not in FORMERLY_SHARED}
-
-
-def momentum_dtype(config: Lion | AdamW) -> str:
-    """The type of the first moment.
-
-    Raises:
-      InputError: an unknown one.
-    """
-    if config.momentum_dtype not in ("float32", "bfloat16"):
-        raise InputError(
-            f"optimizer.momentum_dtype: found {config.momentum_dtype!r}; accepted: float32, bfloat16"
-        )
-    return config.momentum_dtype

@@ -16,6 +16,8 @@ from crate_jax.runs.metrics import write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
+# Settings of older versions that no longer exist and never changed what a run computes.
+DROPPED = ("data.benchmark",)
 
 
 def check(workdir: Path, config: Config) -> list[str]:
@@ -76,9 +78,12 @@ def write(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray 
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration that a run was started with."""
+    """The configuration that a run was started with, by this version or an older one."""
     values = _read(workdir, "config.json")
-    if "optimizer" in values:
+    for group, name in (key.split(".") for key in DROPPED):
+        if isinstance(values, dict) and isinstance(values.get(group), dict):
+            values[group].pop(name, None)
+    if isinstance(values, dict) and isinstance(values.get("optimizer"), dict):
         values["optimizer"] = optimizers.without_foreign(values["optimizer"])
     return from_config_dict(values)
 

@@ -1,14 +1,11 @@
 """Schedules, which parameters are decayed, and the optimiser of a run; the optimisers are in `runs.optimizers`."""
 
-import re
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from crate_jax import InputError
-from crate_jax.runs.optimizers import OptimizerConfig
+from crate_jax import InputError, settings
+from crate_jax.runs.optimizers import DECAYED, OptimizerConfig
 
 # Parameters whose names end in these are not decayed: pulling norms, biases, positions, the tokens that stand for no patch,
 # temperatures or learned step sizes to zero compresses nothing, and a fixed output matrix is not trained at all.
@@ -26,39 +23,19 @@ NOT_DECAYED = (
 )
 
 
-def _is_matrix(path: str) -> bool:
-    return not path.endswith(NOT_DECAYED)
-
-
-def _matches(pattern: str) -> Callable[[str], bool]:
-    return lambda path: re.search(pattern, path) is not None
-
-
-_is_token, _is_dictionary, _is_fixed = map(
-    _matches, (r"(position_embedding|class_token|mask_token)$", r"/(dictionary|decoder)$", r"fixed_output$")
-)
-
-# optimizer.decay: which parameters it names, by their path.
-DECAYED: dict[str, Callable[[str], bool]] = {
-    "matrices": _is_matrix,
-    # Tables of positions and the tokens that stand for no patch too, which are matrices in PyTorch, [1, n, d].
-    "matrices and tokens": lambda path: _is_matrix(path) or _is_token(path),
-    "matrices but dictionaries": lambda path: _is_matrix(path) and not _is_dictionary(path),
-    "all": lambda path: not _is_fixed(path),
-}
-
-
 def decay_mask(params, which: str = "matrices") -> dict:
     """True for each parameter that weight decay applies to.
 
     Args:
       params: the parameters.
-      which: a row of DECAYED.
-    Raises:
-      InputError: there is no such row.
+      which: a row of `runs.optimizers.DECAYED`.
     """
-    _one_of("decay", which, DECAYED)
-    return jax.tree_util.tree_map_with_path(lambda path, _: DECAYED[which](_name(path)), params)
+
+    def decayed(path, _):
+        name = _name(path)
+        return DECAYED[which](name, not name.endswith(NOT_DECAYED))
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def make_schedule(
@@ -75,17 +52,16 @@ def make_schedule(
       total_steps: of the whole run.
       steps_per_epoch: needed for `schedule="epochs"`.
     Raises:
-      InputError: a warm-up as long as the run, or one without steps that starts at a rate of its own; another schedule.
+      InputError: a warm-up as long as the run, or a start without one.
     """
     if warmup_steps >= total_steps:
         raise InputError(
             f"warmup: {warmup_steps} steps; accepted: fewer than the {total_steps} of the whole run"
         )
-    if config.start_lr and not warmup_steps:
+    if config.start_lr and not warmup_steps and total_steps > 1:
         raise InputError(
             f"optimizer.start_lr: found {config.start_lr} without a warm-up; accepted: 0, or a warm-up of one step or more"
         )
-    _one_of("schedule", config.schedule, ("steps", "epochs"))
     if config.schedule == "epochs":
         return _per_epoch(config, warmup_steps, total_steps, steps_per_epoch)
     start = config.start_lr if warmup_steps else config.lr
@@ -96,7 +72,7 @@ def _per_epoch(
     config: OptimizerConfig, warmup_steps: int, total_steps: int, steps_per_epoch: float
 ) -> optax.Schedule:
     warmup = optax.linear_schedule(config.start_lr, config.lr, warmup_steps)
-    cosine = optax.cosine_decay_schedule(config.lr, total_steps, config.end_lr / config.lr)
+    cosine = optax.cosine_decay_schedule(config.lr, total_steps, config.end_lr / config.lr if config.lr else 0.0)
 
     def schedule(step):
         step = jnp.floor(step / steps_per_epoch) * steps_per_epoch
@@ -138,7 +114,7 @@ def make_optimizer(
     Raises:
       InputError: a setting that is not accepted.
     """
-    _one_of("decay", config.decay, DECAYED)
+    settings.check(config, "optimizer.")
     decay = config.weight_decay
     if config.weight_decay_end is not None:
         decay = cosine_between(decay, config.weight_decay_end, total_steps=total_steps)
@@ -153,8 +129,3 @@ def make_optimizer(
 
 def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _one_of(name: str, value: str, accepted) -> None:
-    if value not in accepted:
-        raise InputError(f"optimizer.{name}: found {value!r}; accepted: {', '.join(accepted)}")

@@ -23,7 +23,7 @@ def measure(run: Run) -> dict[str, str]:
       InputError: several processes. Each would end by its own clock, and the others wait for its part of a step.
     """
     if processes.several():
-        raise InputError(f"data.benchmark: found {jax.process_count()} processes; accepted: one")
+        raise InputError(f"throughput: found {jax.process_count()} processes; accepted: one")
     with jax.set_mesh(run.mesh):
         batches = run.data.train_batches()
         program = compile_program(run, batches.example())
@@ -68,6 +68,6 @@ def _pipeline(batches: Batches, run: Run) -> tuple[dict[str, str], dict]:
     threads = run.config.data.threads or usable_cores()
     row = (
         f"{count * run.config.batch_size / span:,.0f} examples/s with {threads} threads, "
-        f"{count * len(batch['index']) / worked:,.0f} for each second of a core"
+        f"{count * len(batch['index']) / worked:,.0f} per second of a core"
     )
     return {"pipeline alone": row}, batch

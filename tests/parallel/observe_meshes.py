@@ -20,6 +20,7 @@ from conftest import TINY, load_config
 
 from crate_jax.parallel import processes, sharding
 from crate_jax.parallel.sharding import MeshConfig
+from crate_jax.runs.flags import take
 from crate_jax.training import optim, state, steps
 from crate_jax.training.building import Run
 from crate_jax.training.checkpoint import Checkpoints
@@ -90,5 +91,7 @@ def main(out: str, folder: str, *meshes: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*processes.join(sys.argv)[1:])
+    flags, arguments = take(sys.argv, processes.JobFlags)
+    processes.join(flags)
+    main(*arguments)
     processes.leave()

@@ -5,12 +5,10 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, load_config
 
 from crate_jax import InputError
 from crate_jax.parallel.feed import AHEAD, Feed
 from crate_jax.parallel.sharding import MeshConfig, make_mesh
-from crate_jax.train import train
 
 
 class Numbers:
@@ -64,18 +62,3 @@ def test_what_cannot_be_read_is_raised_in_its_place(mesh):
         with pytest.raises(InputError, match="image 3"):
             next(feed)
     feed.close()
-
-
-def test_the_benchmark_trains_nothing_and_leaves_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("crate_jax.training.throughput.SECONDS", 0.01)
-    assert train(load_config({**TINY, "data.benchmark": True}), tmp_path / "run") is None
-    assert not (tmp_path / "run").exists()
-    out = capsys.readouterr().out
-    for name in ("pipeline alone", "step alone", "together", "waiting for data"):
-        assert name in out
-
-
-def test_the_benchmark_is_for_one_process(tmp_path, monkeypatch):
-    monkeypatch.setattr("crate_jax.training.throughput.processes.several", lambda: True)
-    with pytest.raises(InputError, match=r"data\.benchmark: found \d+ processes; accepted: one"):
-        train(load_config({**TINY, "data.benchmark": True}), tmp_path / "run")

@@ -16,6 +16,7 @@ from conftest import ROOT, TINY, environment
 
 from crate_jax import InputError
 from crate_jax.parallel import processes
+from crate_jax.runs.flags import take
 
 
 def free_port() -> int:
@@ -124,7 +125,7 @@ def test_two_processes_stop_together_and_end_together(tmp_path, started):
 
     launcher, hosts = start()
     os.kill(hosts[1], signal.SIGTERM)
-    assert launcher.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+    assert launcher.wait(timeout=120) == 75, (tmp_path / "log").read_text()
     text = (tmp_path / "log").read_text()
     assert text.count("stopped and saved at step") == 1, text
     steps = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()}
@@ -152,4 +153,4 @@ def test_two_processes_stop_together_and_end_together(tmp_path, started):
 )
 def test_flags_that_mean_nothing(flags, message):
     with pytest.raises(InputError, match=message):
-        processes.join(["train", *flags])
+        processes.join(take(["train", *flags], processes.JobFlags)[0])

@@ -1,6 +1,7 @@
 """Configurations: durations, overrides, what follows from the data."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -13,6 +14,7 @@ from crate_jax.runs.config import (
     from_config_dict,
     to_config_dict,
 )
+from crate_jax.runs.workdir import read_config
 
 
 def info(image_size=8, channels=1, num_classes=10, max_value=255):
@@ -74,7 +76,7 @@ def test_a_suffix_on_the_command_line_replaces_the_one_in_the_file():
         ({"batchsize": 3}, "unknown key batchsize; did you mean batch_size?"),
         ({"data": {"nmae": "digits"}}, "unknown key data.nmae; did you mean data.name?"),
         ({"model": {"family": "crates"}}, "model.family: found 'crates'; accepted: crate"),
-        ({"total_epochs": -1}, "total_epochs: found -1; accepted: a number ≥ 0"),
+        ({"total_epochs": -1}, "total_epochs: found -1; accepted: a number of at least 0"),
     ],
 )
 def test_mistakes_in_a_configuration(values, message):
@@ -91,6 +93,32 @@ def test_the_patch_size_follows_the_data(found, size, patch):
     assert (config.model.image_size, config.model.patch_size) == (size, patch)
     assert (config.data.image_size, config.data.channels) == (size, 3)
     assert (config.model.channels, config.model.num_classes, config.model.num_tokens) == (3, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, 2], "config: config.json: found [1, 2]; accepted: a group of settings by name"),
+        (None, "config: config.json: found None; accepted: a group of settings by name"),
+        ({"model": "crate"}, "config: model: found 'crate'; accepted: a group of settings by name"),
+        ({"data": {"name": 5}}, "config: data.name: found 5; accepted: text"),
+    ],
+)
+def test_a_config_json_that_is_none(values, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError) as error:
+        read_config(tmp_path)
+    assert str(error.value) == message
+
+
+def test_a_setting_that_no_longer_exists_is_dropped_from_older_runs(tmp_path):
+    values = to_config_dict(base()).to_dict()
+    (tmp_path / "config.json").write_text(
+        json.dumps({**values, "data": {**values["data"], "benchmark": False}})
+    )
+    assert read_config(tmp_path) == base()
+    with pytest.raises(InputError, match=r"unknown key data\.benchmark"):
+        from_config_dict({"data": {"benchmark": False}})
 
 
 def test_a_patch_size_given_by_hand_is_kept():

@@ -102,7 +102,6 @@ def test_a_rate_by_epochs():
     [
         (Lion(), (20, 20), "warmup: 20 steps; accepted: fewer than the 20 of the whole run"),
         (Lion(start_lr=1e-5), (0, 20), "optimizer.start_lr: found 1e-05 without a warm-up"),
-        (Lion(schedule="hours"), (2, 20), "optimizer.schedule: found 'hours'; accepted: steps, epochs"),
     ],
 )
 def test_schedules_that_are_refused(config, lengths, message):
@@ -159,7 +158,7 @@ def test_each_parameter_is_clipped_on_its_own():
 def test_a_setting_that_an_optimiser_does_not_have():
     values = to_config_dict(optimizers.SGD()).to_dict()
     assert set(values) == {field.name for field in dataclasses.fields(OptimizerConfig)}
-    with pytest.raises(InputError, match=r"unknown key optimizer.b1; accepted: name, lr"):
+    with pytest.raises(InputError, match=r"unknown key optimizer.b1; accepted: optimizer.name, optimizer.lr"):
         from_config_dict({"optimizer": {"name": "sgd", "b1": 0.9}})
     with pytest.raises(
         InputError, match=r"unknown key optimizer.momentum_type; did you mean optimizer.momentum_dtype"
