@@ -59,6 +59,10 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tiny_flags, tmp_path):
     assert "no checkpoint was saved yet" in line
 
 
+def test_a_run_of_one_step_has_no_warm_up(tmp_path):
+    assert train(load_config({**TINY, "total_steps": 1}), tmp_path)["eval/count"] == 360
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

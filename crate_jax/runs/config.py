@@ -297,8 +297,8 @@ def _duration(name: str, given: Mapping[str, float | None], overrides: Collectio
 
 
 def with_optimizer(config: ConfigDict, arguments: Sequence[str]) -> None:
-    """Change a configuration to the optimiser that --config.optimizer.name=NAME among the arguments asks for, so that its own
-    settings are there to be set; `optimizers.replace` says what they are.
+    """Change a configuration to the optimiser that --config.optimizer.name=NAME among the arguments asks for, so that its
+    settings are there to be set; `optimizers.replace` says what they start from.
 
     Raises:
       InputError: an unknown optimiser.

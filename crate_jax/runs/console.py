@@ -1,4 +1,4 @@
-"""What a person sees: tables, a progress bar on a terminal, plain lines elsewhere."""
+"""What a command prints: tables, and its progress as a bar on a terminal or as a few lines elsewhere."""
 
 import contextlib
 import datetime
@@ -10,6 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+# Lines that a run prints where there is no terminal, of its training and of its evaluations.
+LINES = {"train": 18, "eval": 10}
+# The same for anything else that takes a while, and seconds between two of them.
+PROGRESS_LINES, PROGRESS_SECONDS = 30, 10
 
 # A file or a pipe has no width of its own; rich would take 80 columns and cut the tables.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
@@ -45,30 +50,33 @@ def human_bytes(count: float) -> str:
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(count)` for `total` things: a live bar on a terminal, a line each ten seconds elsewhere."""
+    """Yields `advance(count)` for `total` things: a live bar on a terminal, elsewhere at most a line every ten seconds."""
     if console.is_terminal:
         columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=total)
             yield lambda count: bar.advance(task, count)
         return
-    done, printed = 0, time.perf_counter()
+    done, said, printed = 0, 0, time.perf_counter()
 
     def advance(count: int) -> None:
-        nonlocal done, printed
+        nonlocal done, said, printed
         done += count
-        if time.perf_counter() - printed > 10:
-            printed = time.perf_counter()
+        if time.perf_counter() - printed > PROGRESS_SECONDS and done - said >= total / PROGRESS_LINES:
+            said, printed = done, time.perf_counter()
             console.print(f"{title}  {done:,}/{total:,}")
 
     yield advance
 
 
 class TrainingProgress:
-    """Progress of a run: a live bar on a terminal, a line per log elsewhere. Use as a context manager."""
+    """Progress of a run: a live bar on a terminal, elsewhere some thirty lines however often the run logs. Use as a context
+    manager.
+    """
 
     def __init__(self, total: int, start: int):
         self._total, self._start, self._began = total, start, time.perf_counter()
+        self._next_line = dict.fromkeys(LINES, start)
         self._bar = None
         if console.is_terminal:
             self._bar = Progress(
@@ -110,9 +118,16 @@ class TrainingProgress:
         if self._bar:
             self._bar.update(self._task, completed=step, report="  ".join(parts))
             return
-        if not parts:
+        if not parts or not self._is_due("train" if "train/loss" in values else "eval", step):
             return
         if step > self._start:
             left = (time.perf_counter() - self._began) / (step - self._start) * (self._total - step)
             parts.append(f"ETA {datetime.timedelta(seconds=int(left))}")
         console.print(f"step {step}/{self._total}  " + "  ".join(parts))
+
+    def _is_due(self, kind: str, step: int) -> bool:
+        """Whether a line of this kind is printed: the first and the last are, and others at equal distances."""
+        if step < self._next_line[kind] and step != self._total:
+            return False
+        self._next_line[kind] = step + (self._total - self._start) / LINES[kind]
+        return True

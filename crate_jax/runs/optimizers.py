@@ -52,7 +52,7 @@ class OptimizerConfig:
     end_lr: float = setting(0.0, "Learning rate at the end of the run.", least=0)
     schedule: str = setting(
         "steps",
-        "When the learning rate changes: with every step, or once per epoch, and then the cosine counts from the first step.",
+        "When the learning rate changes: every step, or once per epoch with a cosine that counts from the first step.",
         choices=("steps", "epochs"),
     )
     weight_decay: float = setting(0.05, "Decoupled weight decay, multiplied by the learning rate.", least=0)

@@ -128,8 +128,8 @@ def _finder(data: DataConfig, workdir: Path) -> Find:
             return find()
         except InputError as error:
             raise InputError(
-                f"the run in {workdir} has no data here: {data.name} is not found ({error}); to look at it on data that lie "
-                "elsewhere, give --config.data.name=NAME"
+                f"--workdir: the data of {workdir}, {data.name}, are not here ({error}); if they are elsewhere, say where "
+                "with --config.data.name=NAME"
             ) from None
 
     return found

@@ -72,7 +72,8 @@ def _per_epoch(
     config: OptimizerConfig, warmup_steps: int, total_steps: int, steps_per_epoch: float
 ) -> optax.Schedule:
     warmup = optax.linear_schedule(config.start_lr, config.lr, warmup_steps)
-    cosine = optax.cosine_decay_schedule(config.lr, total_steps, config.end_lr / config.lr if config.lr else 0.0)
+    share = config.end_lr / config.lr if config.lr else 0.0
+    cosine = optax.cosine_decay_schedule(config.lr, total_steps, share)
 
     def schedule(step):
         step = jnp.floor(step / steps_per_epoch) * steps_per_epoch

@@ -50,9 +50,13 @@ def compile_program(run: Run, batch: dict) -> Program:
     if total_steps < 1:
         raise InputError("config: the run has no length; give total_epochs, total_steps or total_examples")
     log_steps = run.steps(config.log) or total_steps
+    warmup_steps = run.steps(config.warmup)
+    if config.warmup is not None and config.warmup.unit == "percent" and config.warmup.value < 100:
+        # At least one step, but a part of a run is never all of it: a run of one step has none.
+        warmup_steps = min(warmup_steps, total_steps - 1)
     schedule = optim.make_schedule(
         config.optimizer,
-        warmup_steps=run.steps(config.warmup),
+        warmup_steps=warmup_steps,
         total_steps=total_steps,
         steps_per_epoch=run.info.num_examples["train"] / config.batch_size,
     )

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from crate_jax import settings
 from crate_jax.data import palette
 from crate_jax.runs import workdir as workdirs
 from crate_jax.runs.config import Config, fit_to_data
@@ -24,6 +25,7 @@ def start_run(config: Config, workdir: Path, overrides: Collection[str] = ()) ->
     Raises:
       InputError: whatever is wrong with the data, the mesh, the batch size or the model, before any work is done.
     """
+    settings.check(config, "config: ")
     find = run_data.finder(config.data, exclude=str(workdir))
     info = run_data.describe(config, find)
     config = fit_to_data(config, info, overrides)
