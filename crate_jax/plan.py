@@ -124,9 +124,25 @@ def _show(plan: Plan) -> None:
             "batch": f"{plan.batch_size}, remat {plan.remat}",
             **sent,
             "flops a step": f"{plan.flops_per_step:.3e} in matrix products",
-            "step at 40 % utilisation": f"{plan.step_seconds:.3g} s",
+            "time of those": f"{1e3 * plan.matmul_seconds:.3g} ms at the {plan.rates} rate",
+            "bytes moved": _moved(plan),
             "compiled in": f"{plan.compile_seconds:.1f} s",
         },
+    )
+    if plan.moved_by:
+        rows = [
+            [kind, times, human_bytes(size), f"{size / plan.moved_bytes:.0%}"]
+            for kind, times, size in plan.moved_by
+        ]
+        wide_table("what moves the bytes", ["kind", "times per step", "bytes per step", "share"], rows)
+
+
+def _moved(plan: Plan) -> str:
+    if plan.moved_bytes is None:
+        return "not known"
+    return (
+        f"{human_bytes(plan.moved_bytes)} per device and step, {1e3 * plan.memory_seconds:.3g} ms at the {plan.rates} "
+        f"rate; no step is faster than {1e3 * max(plan.memory_seconds, plan.matmul_seconds):.3g} ms"
     )
 
 

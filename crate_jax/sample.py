@@ -62,11 +62,11 @@ def main(argv: list[str]) -> None:
         for name in ("rows", "input"):
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name} belongs to --mode=complete")
-    draw = sampling.Draw(flags.temperature, flags.top_k, flags.top_p)
-    draw.check(config.model.vocab_size)
+    sampling_params = sampling.SamplingParams(flags.temperature, flags.top_k, flags.top_p)
+    sampling_params.check(config.model.vocab_size)
     run, params, step = open_run(path, flags.checkpoint, config=config, overrides=overrides)
     if run.info.kind == "text":
-        _write_text(run, params, step, flags, draw)
+        _write_text(run, params, step, flags, sampling_params)
         return
     if flags.prompt is not None:
         raise InputError(
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     if mode == "complete":
         images = _inputs(run, flags.input, num)
         originals, given = np.asarray(tokenizer.encode(images)), rows * size
-    tokens = draw_tokens(run, params, originals, given, draw, flags.seed)
+    tokens = draw_tokens(run, params, originals, given, sampling_params, flags.seed)
 
     default = run.workdir / "report" / ("samples.png" if mode == "unconditional" else "completions.png")
     output = flags.output or default
@@ -106,7 +106,9 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _write_text(run: Run, params: models.Params, step: int, flags: Flags, draw: sampling.Draw) -> None:
+def _write_text(
+    run: Run, params: models.Params, step: int, flags: Flags, sampling_params: sampling.SamplingParams
+) -> None:
     """Print texts as long as the model's window, and write them to a file."""
     if flags.mode != "unconditional":
         raise InputError(
@@ -120,7 +122,7 @@ def _write_text(run: Run, params: models.Params, step: int, flags: Flags, draw: 
         )
     tokens = np.zeros((flags.num, positions), np.int32)
     tokens[:, : len(prompt)] = prompt
-    drawn = draw_tokens(run, params, tokens, len(prompt), draw, flags.seed)
+    drawn = draw_tokens(run, params, tokens, len(prompt), sampling_params, flags.seed)
     texts = [row.astype(np.uint8).tobytes().decode(errors="replace") for row in drawn]
     output = flags.output or run.workdir / "report" / "samples.txt"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +134,12 @@ def _write_text(run: Run, params: models.Params, step: int, flags: Flags, draw: 
 
 
 def draw_tokens(
-    run: Run, params: models.Params, prompt: np.ndarray, given: int, draw: sampling.Draw, seed: int
+    run: Run,
+    params: models.Params,
+    prompt: np.ndarray,
+    given: int,
+    sampling_params: sampling.SamplingParams,
+    seed: int,
 ) -> np.ndarray:
     """Tokens int32 `[b, n]` whose first `given` are those of `prompt` `[b, n]`, the batch split over the mesh.
 
@@ -149,7 +156,7 @@ def draw_tokens(
         state = sampling.State(0, jax.device_put(previous, split), cache)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(padded)))
         padded, keys = jax.device_put((padded, keys), split)
-        sampler = sampling.make_sampler(run.model, row, draw)
+        sampler = sampling.make_sampler(run.model, row, sampling_params)
         drawn = []
         with progress("rows of pixels", positions // row) as advance:
             for _ in range(positions // row):

@@ -28,7 +28,12 @@ TINY = {
     "checkpoint_steps": 10,
     "trace_steps": 15,
 }
-WALL_CLOCK = ("seconds", "train/examples_per_second", "train/data_wait_fraction")
+WALL_CLOCK = (
+    "seconds",
+    "train/examples_per_second",
+    "train/data_wait_fraction",
+    "train/model_flops_utilization",
+)
 
 
 def command(name: str, *flags: str, **config) -> list[str]:

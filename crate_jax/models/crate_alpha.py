@@ -6,13 +6,15 @@ CRATE's block with another sparsification, ODL: an overcomplete dictionary D, an
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
 
 from crate_jax import InputError, objectives
 from crate_jax.models.images import ImageClassifier, ImageConfig
-from crate_jax.models.layers import MSSA, Dense, PatchProjection, layer_norm, uniform_init
+from crate_jax.models.layers import Dense, PatchProjection, layer_norm, uniform_init
+from crate_jax.models.operators import MSSA
 
 # name: (dim, depth, heads, patch size of the published models)
 SIZES = {
@@ -56,8 +58,8 @@ def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
 class ODL(nnx.Module):
     """Overcomplete dictionary learning: x → z² D̂ᵀ, returned with the codes z²; see `objectives.overcomplete_block`."""
 
-    def __init__(self, config: CRATEAlphaConfig, *, dtype, rngs: nnx.Rngs):
-        self.step_size, self.penalty, self.dtype = config.step_size, config.penalty, dtype
+    def __init__(self, config: CRATEAlphaConfig, *, rngs: nnx.Rngs):
+        self.step_size, self.penalty, self.dtype = config.step_size, config.penalty, config.compute_dtype
         shape, init = (config.dim, config.overcomplete * config.dim), uniform_init((6 / config.dim) ** 0.5)
         self.dictionary = nnx.Param(init(rngs.params(), shape))
         self.decoder = nnx.Param(init(rngs.params(), shape))
@@ -69,22 +71,24 @@ class ODL(nnx.Module):
 
 
 class CRATEAlphaBlock(nnx.Module):
-    """One MSSA step and one ODL step; reports what `crate.CRATEBlock` reports, `ista_out` being the codes."""
+    """One MSSA step and one ODL step; its intermediates are those of `crate.CRATEBlock`, `ista_out` being the codes."""
 
-    def __init__(self, config: CRATEAlphaConfig, *, dtype, rngs: nnx.Rngs):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.mssa_norm = layer_norm(config.dim, eps=EPS, **options)
-        self.mssa = MSSA(config.dim, config.heads, config.head_dim, use_bias=False, **options)
-        self.odl_norm = layer_norm(config.dim, eps=EPS, **options)
-        self.odl = ODL(config, **options)
+    def __init__(self, config: CRATEAlphaConfig, *, rngs: nnx.Rngs):
+        options: dict[str, Any] = {"eps": EPS, "dtype": config.compute_dtype, "rngs": rngs}
+        self.mssa_norm = layer_norm(config.dim, **options)
+        self.mssa = MSSA(config, use_bias=False, rngs=rngs)
+        self.odl_norm = layer_norm(config.dim, **options)
+        self.odl = ODL(config, rngs=rngs)
 
-    def __call__(self, z: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, z: jax.Array, *, return_intermediates: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.mssa_norm(z)
         update = self.mssa(normed)
         compressed = z + update
         decoded, codes = self.odl(self.odl_norm(compressed))
         out = compressed + decoded
-        if not report:
+        if not return_intermediates:
             return out, {}
         return out, {
             "normed": normed,

@@ -9,13 +9,11 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from crate_jax import InputError
-from crate_jax.models.partition import BATCH_AXES, axes_for
+from crate_jax.models.partition import BATCH_AXES, MAX_REPLICATED_BYTES, axes_for
 from crate_jax.settings import setting
 
 # Devices that share heads and features under fsdp_tp: within one host of every machine we know.
 TENSOR = 4
-# A larger array that no rule matches, or that its rule cannot split, is an error rather than silently replicated.
-MAX_REPLICATED_BYTES = 2**20
 
 # Preset → devices along (data, fsdp, tensor); -1 is whatever the others leave, "slices" the number of TPU slices, or of
 # hosts where there are none.

@@ -28,7 +28,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     if not (isinstance(model, models.TokenConfig) and model.causal and evaluated):
         return None
     nats = evaluated.get("eval/generative_loss", evaluated["eval/loss"])
-    source = run.data.source("test")
+    source = trained.test_source()
     chosen, tokens = reported_tokens(run.task, source)
     bits = {
         "model": nats * tokens.size / math.log(2),

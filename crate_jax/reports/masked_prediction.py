@@ -14,7 +14,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     model = run.config.model
     if not (isinstance(model, models.TokenConfig) and not model.causal and evaluated):
         return None
-    source = run.data.source("test")
+    source = trained.test_source()
     _, tokens = reported_tokens(run.task, source)
     bits = {
         "model": evaluated["eval/loss"] * tokens.size / math.log(2),

@@ -337,12 +337,12 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
     channels = data.channels or info.channels
     images = models.Images(
         size=info.image_size,
-        wanted_size=data.image_size,
-        wanted_width=data.image_width,
+        requested_size=data.image_size,
+        requested_width=data.image_width,
         channels=channels,
         num_classes=config.model.num_classes if config.task == "simdino" else info.num_classes,
         levels=info.max_value + 1,
-        fixed=frozenset(key.removeprefix("model.") for key in overrides if key.startswith("model.")),
+        user_set=frozenset(key.removeprefix("model.") for key in overrides if key.startswith("model.")),
     )
     model, size = config.model.fit(images)
     return dataclasses.replace(

@@ -115,6 +115,8 @@ class TrainingProgress:
         if "train/examples_per_second" in values:
             parts.append(f"{values['train/examples_per_second']:,.0f} examples/s")
             parts.append(f"{values['train/data_wait_fraction']:.0%} waiting for data")
+        if "train/model_flops_utilization" in values:
+            parts.append(f"{values['train/model_flops_utilization']:.0%} of peak flops")
         if self._bar:
             self._bar.update(self._task, completed=step, report="  ".join(parts))
             return

@@ -77,10 +77,13 @@ class ThroughputWindow:
     Args:
       step: the first one.
       feed: where batches come from; it counts the seconds that were spent waiting for them.
+      step_flops: flops of a step's matrix products on all devices, recomputation left out.
+      peak_flops: what all devices could do per second; None: not known, and their utilisation is not reported.
     """
 
-    def __init__(self, step: int, feed: Feed):
+    def __init__(self, step: int, feed: Feed, *, step_flops: int = 0, peak_flops: float | None = None):
         self._began = self._start = time.perf_counter()
+        self._utilization = step_flops / peak_flops if peak_flops else None
         self._step, self._feed, self._waited = step, feed, feed.waited
 
     def restart(self, step: int, batch_size: int) -> dict[str, float]:
@@ -92,6 +95,8 @@ class ThroughputWindow:
             "train/data_wait_fraction": (self._feed.waited - self._waited) / span,
             "seconds": now - self._began,
         }
+        if self._utilization is not None:
+            values["train/model_flops_utilization"] = (step - self._step) * self._utilization / span
         self._start, self._step, self._waited = now, step, self._feed.waited
         return values
 

@@ -9,6 +9,7 @@ import numpy as np
 from crate_jax import InputError
 from crate_jax.data import palette
 from crate_jax.data.sources import DatasetInfo
+from crate_jax.models.config import ModelConfig
 from crate_jax.parallel import processes
 from crate_jax.runs import optimizers
 from crate_jax.runs.config import Config, from_config_dict, to_config_dict
@@ -16,6 +17,8 @@ from crate_jax.runs.metrics import write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
+# Of a model's fields those that may differ from start to start: how it is computed, not what it is.
+FREE = ("model.scan", "model.remat", "model.attention_kernel")
 # Settings of older versions that no longer exist and never changed what a run computes.
 DROPPED = ("data.benchmark",)
 
@@ -42,7 +45,7 @@ def check(workdir: Path, config: Config) -> list[str]:
     fatal = [
         f"{key} is {old} there, {new} here"
         for key, (old, new) in different.items()
-        if key == "task" or (key.startswith("model.") and key not in ("model.scan", "model.remat"))
+        if key == "task" or (key.startswith("model.") and key not in FREE)
     ]
     if fatal:
         raise InputError(
@@ -86,6 +89,11 @@ def read_config(workdir: Path) -> Config:
     if isinstance(values, dict) and isinstance(values.get("optimizer"), dict):
         values["optimizer"] = optimizers.without_foreign(values["optimizer"])
     return from_config_dict(values)
+
+
+def on_any_machine(model: ModelConfig) -> ModelConfig:
+    """The model of a trained run, free to choose its attention again: it may have been trained on another machine."""
+    return dataclasses.replace(model, attention_kernel="auto")
 
 
 def read_dataset(workdir: Path) -> DatasetInfo:

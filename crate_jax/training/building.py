@@ -43,7 +43,7 @@ class Run:
     @functools.cached_property
     def model(self) -> models.Model:
         """The model that the configuration describes."""
-        return models.create(self.config.model)
+        return models.create(self.config.model, self.mesh.devices.flat[0].platform)
 
     @functools.cached_property
     def pixels(self) -> Pixels:

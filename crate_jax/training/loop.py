@@ -141,7 +141,9 @@ class _Loop:
 
     def _take_steps(self, current: TrainState) -> TrainState:
         feed = Feed(self.batches.iterate(self.start_step), self.run.mesh)
-        self.window = ThroughputWindow(self.start_step, feed)
+        self.window = ThroughputWindow(
+            self.start_step, feed, step_flops=self.program.step_flops, peak_flops=self.program.peak_flops
+        )
         progress = TrainingProgress(self.total_steps, self.start_step)
         try:
             with processes.StopSignals() as signals, progress as self.progress:

@@ -69,7 +69,8 @@ def open_run(
     if any(getattr(data, name) != getattr(trained.data, name) for name in WHICH_EXAMPLES):
         info = _other_data(config, data, info, find)
         classes = classes if match_classes else None
-    run = _build(dataclasses.replace(config, data=data, model=trained.model), info, workdir, find)
+    model = workdirs.on_any_machine(trained.model)
+    run = _build(dataclasses.replace(config, data=data, model=model), info, workdir, find)
     run = dataclasses.replace(run, classes=classes)
     params, step = restore_params(trained, workdir, run.mesh, checkpoint)
     return Opened(run, at_resolution(params, trained.model, run.config.model), step)
@@ -108,12 +109,12 @@ def _at_size(model, data: DataConfig, info: DatasetInfo) -> tuple:
     channels = getattr(model, "channels", None) or data.channels or info.channels
     images = models.Images(
         size=info.image_size,
-        wanted_size=data.image_size,
-        wanted_width=data.image_width,
+        requested_size=data.image_size,
+        requested_width=data.image_width,
         channels=channels,
         num_classes=model.num_classes,
         levels=info.max_value + 1,
-        fixed=frozenset({"patch_size", "num_positions", "vocab_size"}),
+        user_set=frozenset({"patch_size", "num_positions", "vocab_size"}),
     )
     model, size = model.fit(images)
     return model, dataclasses.replace(data, image_size=size, channels=channels)

@@ -5,22 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from crate_jax import InputError, settings
+from crate_jax.models.partition import is_decayed
 from crate_jax.runs.optimizers import DECAYED, OptimizerConfig
-
-# Parameters whose names end in these are not decayed: pulling norms, biases, positions, the tokens that stand for no patch,
-# temperatures or learned step sizes to zero compresses nothing, and a fixed output matrix is not trained at all.
-NOT_DECAYED = (
-    "scale",
-    "bias",
-    "position_embedding",
-    "class_token",
-    "mask_token",
-    "compression_step",
-    "step_size",
-    "penalty",
-    "fixed_output",
-    "temperature",
-)
 
 
 def decay_mask(params, which: str = "matrices") -> dict:
@@ -29,11 +15,12 @@ def decay_mask(params, which: str = "matrices") -> dict:
     Args:
       params: the parameters.
       which: a row of `runs.optimizers.DECAYED`.
+    Raises:
+      InputError: a large parameter that `models.partition.RULES` does not name.
     """
 
-    def decayed(path, _):
-        name = _name(path)
-        return DECAYED[which](name, not name.endswith(NOT_DECAYED))
+    def decayed(path, leaf):
+        return DECAYED[which](_name(path), is_decayed(_name(path), leaf.size * leaf.dtype.itemsize))
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

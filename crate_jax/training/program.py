@@ -6,6 +6,7 @@ import jax
 import optax
 
 from crate_jax import InputError
+from crate_jax.parallel import chips, flops
 from crate_jax.parallel.sharding import batch_sharding, replicated
 from crate_jax.training import optim, state, steps
 from crate_jax.training.building import Run
@@ -23,6 +24,8 @@ class Program:
       tx: the optimiser.
       abstract: shapes and shardings of the state.
       train_step: `train_step(state, batch) -> (state, report)`, which donates its state.
+      step_flops: of its matrix products (see `matmul_flops`); not counted, and 0, where `peak_flops` is None.
+      peak_flops: what all devices could do per second; None for a chip that we do not know.
     """
 
     total_steps: int
@@ -31,6 +34,8 @@ class Program:
     tx: optax.GradientTransformation
     abstract: TrainState
     train_step: jax.stages.Compiled
+    step_flops: int
+    peak_flops: float | None
 
     def initial_state(self, run: Run) -> TrainState:
         """The state that the run's seed gives."""
@@ -62,7 +67,10 @@ def compile_program(run: Run, batch: dict) -> Program:
     )
     tx = optim.make_optimizer(config.optimizer, schedule, total_steps=total_steps)
     abstract, lowered = lower(run, tx, batch, log_steps=log_steps)
-    return Program(total_steps, log_steps, schedule, tx, abstract, lowered.compile())
+    chip = chips.find(run.mesh.devices.flat[0].device_kind)
+    step_flops = matmul_flops(run, abstract.params, batch) if chip else 0
+    peak_flops = chip and chip.peak_flops * run.mesh.size
+    return Program(total_steps, log_steps, schedule, tx, abstract, lowered.compile(), step_flops, peak_flops)
 
 
 def lower(
@@ -91,6 +99,32 @@ def lower(
     shardings = state.shardings_of(abstract)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return abstract, step.lower(abstract, batch)
+
+
+def matmul_flops(run: Run, params, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
+    """Flops of the matrix products of a step's losses and gradients, on all devices together. Nothing is computed.
+
+    Products that rematerialisation computes once more are left out: they are no part of what a step is worth.
+
+    Args:
+      run: model, task, batch size.
+      params: the parameters or their shapes.
+      batch: as for `lower`.
+    """
+    if hasattr(run.config.model, "remat"):
+        model = dataclasses.replace(run.config.model, remat="none")
+        run = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
+    batch = {
+        name: jax.ShapeDtypeStruct((run.config.batch_size, *value.shape[1:]), value.dtype)
+        for name, value in batch.items()
+    }
+    return flops.matmul_flops(
+        lambda params, batch: steps.loss_and_grad(
+            run.model, run.task, params, batch, jax.random.key(0), ema=params
+        ),
+        params,
+        batch,
+    )
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:

@@ -32,7 +32,8 @@ def restore_params(
     checkpoints = Checkpoints(workdir, create=False)
     try:
         step = checkpoints.find(checkpoint)
-        target = with_shardings(models.create(trained.model).abstract_params, mesh)
+        model = models.create(workdirs.on_any_machine(trained.model))
+        target = with_shardings(model.abstract_params, mesh)
         return checkpoints.restore_params(target, step, averaged=trained.ema_decay > 0), step
     finally:
         checkpoints.close()

@@ -19,7 +19,7 @@ CONTAINERS = ("state_dict", "model", "model_state_dict")
 TRAINER_STATE = ("opt/", "chrono/")
 
 
-class Family(NamedTuple):
+class ReleasedFormat(NamedTuple):
     """A released format: its table and how the configuration follows from the shapes."""
 
     table: list[tables.Entry]
@@ -88,7 +88,7 @@ def _vit_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.ViTConfi
     )
 
 
-def _square_images(tokens: int, patch: int, channels: int) -> dict[str, int]:
+def _square_images(tokens: int, patch: int, channels: int) -> dict[str, Any]:
     """Released models see square images: the grid is that of the square root."""
     if math.isqrt(tokens) ** 2 != tokens:
         raise InputError(
@@ -133,12 +133,12 @@ def _igpt_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.IGPTCon
 
 
 FAMILIES = {
-    "crate": Family(tables.CRATE, _crate_config),
-    "crate_alpha": Family(tables.CRATE_ALPHA, _crate_alpha_config),
-    "crate_alpha_npz": Family(tables.CRATE_ALPHA_NPZ, _crate_alpha_npz_config),
-    "crate_mae": Family(tables.CRATE_MAE, _crate_mae_config),
-    "igpt_hf": Family(tables.IGPT_HF, _igpt_config),
-    "vit_timm": Family(tables.VIT_TIMM, _vit_config),
+    "crate": ReleasedFormat(tables.CRATE, _crate_config),
+    "crate_alpha": ReleasedFormat(tables.CRATE_ALPHA, _crate_alpha_config),
+    "crate_alpha_npz": ReleasedFormat(tables.CRATE_ALPHA_NPZ, _crate_alpha_npz_config),
+    "crate_mae": ReleasedFormat(tables.CRATE_MAE, _crate_mae_config),
+    "igpt_hf": ReleasedFormat(tables.IGPT_HF, _igpt_config),
+    "vit_timm": ReleasedFormat(tables.VIT_TIMM, _vit_config),
 }
 
 
@@ -172,9 +172,9 @@ def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> 
     except KeyError as error:
         raise InputError(f"{family} checkpoint: no entry {error}; found {_some(arrays)}") from None
     except (ValueError, IndexError):  # An array of another rank, where its shape says what the model is.
-        shapes = {name: f"{name} {array.shape}" for name, array in arrays.items()}
+        found = [f"{name} {array.shape}" for name, array in arrays.items()]
         raise InputError(
-            f"{family} checkpoint does not fit: shapes of other ranks; found {_some(shapes.values())}"
+            f"{family} checkpoint does not fit: shapes of other ranks; found {_some(found)}"
         ) from None
     abstract = _flat(models.create(config).abstract_params)
     flat, problems, used = {}, [], set()

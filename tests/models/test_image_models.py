@@ -12,7 +12,7 @@ from flax import nnx
 
 from crate_jax import InputError, models, objectives, weights
 from crate_jax.models.tost import TSSA
-from crate_jax.planning.flops import matmul_flops
+from crate_jax.parallel.flops import matmul_flops
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = {"image_size": 8, "patch_size": 4, "channels": 1, "num_classes": 3, "dim": 8, "depth": 2, "heads": 2}
@@ -132,7 +132,7 @@ def test_vit_is_timms():
 
 def test_tssa_is_the_gradient_of_the_statistics_it_is_derived_from():
     """−Π ⊙ W ⊙ 1/(1 + m) is −½ Σ_k n_k … log(1 + m)'s gradient in W with Π and its normaliser held."""
-    layer = TSSA(8, 2, 4, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+    layer = TSSA(dataclasses.replace(ALL["tost"], dtype="float32"), rngs=nnx.Rngs(params=0))
     layer.output = nnx.Param(jnp.eye(8).reshape(2, 4, 8))
     z = jax.random.normal(jax.random.key(1), (3, 5, 8))
     w = np.einsum("bnd,kdp->bknp", np.asarray(z, np.float64), np.asarray(layer.bases[...], np.float64))

@@ -150,13 +150,16 @@ def test_every_rule_places_something():
         "activation/token": 2,
         "batch/image": 4,
         "cache/0": 4,
+        "blocks/blocks/mssa/fixed_output": 4,
         "opt_state/v_row/x": 3,
     }
     for model in FAMILIES.values():
         for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
             paths[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf.ndim
-    for pattern, axes in partition.RULES:
-        matched = [path for path, ndim in paths.items() if re.search(pattern, path) and ndim >= len(axes)]
+    for pattern, axes, _ in partition.RULES:
+        matched = [
+            path for path, ndim in paths.items() if re.search(pattern, path) and ndim >= len(axes or ())
+        ]
         assert matched, pattern
     assert partition.axes_for("batch/image", 4) == (partition.BATCH_AXES, None, None, None)
 

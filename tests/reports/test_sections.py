@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax import models
+from crate_jax import InputError, models
 from crate_jax.data import pipeline
 from crate_jax.models.crate_mae import random_mask
 from crate_jax.parallel.sharding import MeshConfig, make_mesh
@@ -29,15 +29,17 @@ TOKENS = Config(
 )
 LINES = [
     {"step": 1, "train/loss": 2.0},
-    {"step": 2, "eval/loss": math.log(2), "eval/count": 5.0, "final": True},
+    {"step": 2, "eval/loss": math.log(2), "final": True},
+    {"step": 3, "eval/loss": 9.0},
 ]
 
 
 def trained_on(
-    config, images, *, apply=None, max_value=255, colours=None, text=False, lines=LINES, workdir=None
+    config, images, *, apply=None, max_value=255, colours=None, text=False, lines=None, workdir=None
 ):
     """A run whose test set is `images` (or windows of text) and whose model is `apply`."""
     name = "text" if text else "image"
+    lines = [{**line, "eval/count": float(len(images))} for line in LINES] if lines is None else lines
     pixels = Pixels(max_value, colours, text)
     source = [{name: image} for image in images]
     info = SimpleNamespace(name="made", max_value=max_value, kind="text" if text else "images")
@@ -118,6 +120,15 @@ def test_a_run_that_was_not_evaluated_has_no_code_length(colours):
     assert loss.make(trained).figures[0].png.startswith(b"\x89PNG")
     assert loss.make(dataclasses.replace(trained, lines=[])) is None
     assert layerwise.make(trained) is None and reconstruction.make(trained) is None
+
+
+def test_other_data_than_were_evaluated_have_no_code_length(colours):
+    trained = trained_on(TOKENS, np.zeros((3, 2, 2, 3), np.uint8), colours=colours)
+    lines = [{**line, "eval/count": 4.0} for line in trained.lines]
+    with pytest.raises(
+        InputError, match="has 3 test examples; accepted: the 4 that the run was evaluated on at step 2"
+    ):
+        code_length.make(dataclasses.replace(trained, lines=lines))
 
 
 def test_the_loss_says_in_words_what_it_draws(colours):
