@@ -303,7 +303,7 @@ def with_optimizer(config: ConfigDict, arguments: Sequence[str]) -> None:
     Raises:
       InputError: an unknown optimiser.
     """
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         key, equals, name = argument.partition("=")
         if key.lstrip("-") == "config.optimizer.name" and "optimizer" in config:
             values = config.optimizer.to_dict()

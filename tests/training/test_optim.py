@@ -172,7 +172,7 @@ def test_a_setting_that_an_optimiser_does_not_have():
 
 def test_another_optimiser_on_the_command_line(tiny_config):
     """It keeps what all optimisers have; its own settings are its defaults, and may be set."""
-    for arguments in (["--config.optimizer.name=adamw"], ["--config.optimizer.name", "adamw"]):
+    for arguments in (["--config.optimizer.name=adamw"], ["--seed=1", "--config.optimizer.name", "adamw"]):
         values = to_config_dict(tiny_config)
         with_optimizer(values, arguments)
         lion = tiny_config.optimizer
