@@ -145,9 +145,18 @@ class SimDINOConfig:
     local_scale: tuple[float, ...] = setting(
         (0.05, 0.4), "Smallest and largest share of the area in a local view.", above=0, most=1, lengths=(2,)
     )
+    interpolation: str = setting("bilinear", "Filter of a view's crop.", choices=("bilinear", "bicubic"))
+    crop_attempts: int = setting(
+        1,
+        "Draws of a crop until one fits into the image; after that its long side is cut. torchvision: 10.",
+        least=1,
+    )
     flip: bool = setting(True, "Flip views horizontally at random.")
     alignment: float = setting(1.0, "Weight of the alignment of the views.", least=0)
     eps_sq: float = setting(0.05, "ε² of the coding rate.", above=0)
+    groups: int = setting(
+        1, "Parts of the batch whose coding rates are averaged; as released: the number of devices.", least=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

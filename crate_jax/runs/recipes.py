@@ -86,8 +86,8 @@ def cifar10_small(model: Any, **changes) -> Config:
 
 
 def imagenet(model: Any, **changes) -> Config:
-    """ImageNet-1K for 150 epochs with Lion, batch 2048 (arXiv 2306.01129, appendix B.1.2). `changes` are fields of
-    `Config`.
+    """ImageNet-1K for 150 epochs with Lion, batch 2048 (arXiv 2306.01129, appendix B.1.2). What is decayed, which the paper
+    does not say, is as in the authors' code. `changes` are fields of `Config`.
     """
     config = Config(
         model=model,
@@ -100,6 +100,6 @@ def imagenet(model: Any, **changes) -> Config:
         checkpoint=epochs(1),
         trace=epochs(5),
         data=imagenet_data(),
-        optimizer=Lion(lr=2.4e-4, weight_decay=0.5),
+        optimizer=Lion(lr=2.4e-4, weight_decay=0.5, decay="all"),
     )
     return dataclasses.replace(config, **changes)

@@ -17,7 +17,7 @@ from crate_jax.runs.metrics import write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
-# Of a model's fields those that may differ from start to start: how it is computed, not what it is.
+# Of a model's fields those that may differ from start to start: how it is computed or how it began, not what it is.
 FREE = ("model.scan", "model.remat", "model.attention_kernel", "model.mssa_std")
 # Settings of older versions that no longer exist and never changed what a run computes.
 DROPPED = ("data.benchmark",)

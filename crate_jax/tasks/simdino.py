@@ -23,9 +23,13 @@ def simdino(config: Config, pixels: Pixels) -> Task:
     z = f/‖f‖ is the model's output for a view, z̄ that of the teacher, whose parameters are the moving average of the model's
     and have no gradient; R_ε is the coding rate of a batch of n features of dimension d and γ = (d + n)/(d n), as released.
     The model may be any whose output is `[b, d]`: its classes are the features. Views are drawn on the device, anew for each
-    (seed, step, place in the batch). In evaluation they depend on the example's place in the split alone, the model is its
-    own teacher, and the coding rate is that of an evaluation batch, averaged over batches by their examples: it depends on
-    the batch size.
+    (seed, step, place in the batch).
+
+    `simdino.groups` cuts the batch into parts and takes the mean of their rates, each part in the place of all n features:
+    what the released code computes on as many devices.
+
+    In evaluation views depend on the example's place in the split alone, the model is its own teacher, and the coding rate
+    is that of an evaluation batch, averaged over batches by their examples: it depends on the batch size.
 
     Raises:
       InputError: a model without features of images, views that do not fit, or no momentum of the teacher.
@@ -50,6 +54,11 @@ def simdino(config: Config, pixels: Pixels) -> Task:
         raise InputError(
             f"simdino.local_size: found {local_size}; accepted: multiples of model.patch_size {model.patch_size}"
         )
+    if config.batch_size // config.accumulate % options.groups:
+        raise InputError(
+            f"simdino.groups: found {options.groups}; accepted: divisors of batch_size {config.batch_size} in "
+            f"{config.accumulate} slice(s)"
+        )
     if options.local_views < 0:
         raise InputError(f"simdino.local_views: found {options.local_views}; accepted: 0 or more")
     for name in ("global_scale", "local_scale"):
@@ -63,7 +72,7 @@ def simdino(config: Config, pixels: Pixels) -> Task:
     # Released blurs are as wide, in a view's own pixels, of local views of 96 as of global ones of 224.
     unit = model.image_size / 224
     kinds = [
-        Kind(size, scale, options.flip, blur, unit, solarise)
+        Kind(size, scale, options.flip, blur, unit, solarise, options.interpolation, options.crop_attempts)
         for size, scale, blur, solarise in zip(sizes, scales, BLUR, SOLARISE, strict=True)
     ]
     mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
@@ -83,7 +92,9 @@ def simdino(config: Config, pixels: Pixels) -> Task:
         target = jax.lax.stop_gradient(unit_features(teacher, wide))
         student = unit_features(apply, wide, **train)
         seen = student if local is None else jnp.concatenate([student, unit_features(apply, local, **train)])
-        return alignment(seen, target, mask), expansion((student + target) / 2, mask, options.eps_sq)
+        return alignment(seen, target, mask), expansion(
+            (student + target) / 2, mask, options.eps_sq, options.groups
+        )
 
     def loss(apply: Apply, batch: Batch, key: jax.Array, teacher: Apply):
         view_key, key = jax.random.split(key)
@@ -126,10 +137,18 @@ def alignment(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Ar
     return jnp.einsum("tvb,tv,b->", distance, other, mask) / (jnp.sum(other) * jnp.sum(mask))
 
 
-def expansion(features: jax.Array, mask: jax.Array, eps_sq: float) -> jax.Array:
-    """γ R_ε of the features of a view `[g, b, d]`, the mean over views; only the examples whose `mask` `[b]` is 1 count."""
+def expansion(features: jax.Array, mask: jax.Array, eps_sq: float, groups: int = 1) -> jax.Array:
+    """γ R_ε of the features of a view `[g, b, d]`, the mean over views; only the examples whose `mask` `[b]` is 1 count.
+
+    With `groups` it is the mean of γ ½ log det(I + d/(n ε²) Z_jᵀZ_j) over as many parts Z_j of the n examples.
+    """
     n, d = jnp.sum(mask), features.shape[-1]
     mask = jnp.broadcast_to(mask, features.shape[:2])
+    if groups > 1:
+        shape = (len(features), groups, -1)
+        mask, features = mask.reshape(shape), features.reshape(*shape, d)
+        # The rate of a part divides by its own number of examples, not by n.
+        features *= jnp.sqrt(jnp.sum(mask, axis=-1) / n)[..., None, None]
     return -jnp.mean(
         objectives.simdino_regularizer(features, eps_sq=eps_sq, gamma=(d + n) / (d * n), mask=mask)
     )

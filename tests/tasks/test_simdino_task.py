@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from crate_jax import InputError, models
 from crate_jax.runs.config import Config, SimDINOConfig
@@ -53,6 +54,16 @@ def test_expansion_by_hand():
     z, mask = unit(2, 6, 3), np.array([1.0, 1, 1, 1, 1, 0])
     rates = [0.5 * np.linalg.slogdet(np.eye(3) + 3 / (5 * 0.05) * view[:5].T @ view[:5])[1] for view in z]
     np.testing.assert_allclose(expansion(z, mask, 0.05), np.mean(rates) * (3 + 5) / (3 * 5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [8, 5, 3])
+def test_expansion_in_groups_by_hand(count):
+    """As the released loss computes it on several devices: each device's own ZᵀZ over the number of all examples."""
+    z, mask = unit(2, 8, 3), np.arange(8) < count
+    parts = (z * mask[:, None]).reshape(2, 2, 4, 3)
+    moments = np.eye(3) + 3 / (count * 0.05) * np.swapaxes(parts, -1, -2) @ parts
+    expected = np.mean(np.linalg.slogdet(moments)[1] / 2) * (3 + count) / (3 * count)
+    np.testing.assert_allclose(expansion(z, mask.astype(np.float32), 0.05, 2), expected, rtol=1e-5)
 
 
 def test_the_teacher_sees_global_views_and_has_no_gradient():
@@ -135,6 +146,30 @@ def test_a_crop_of_everything_is_the_image():
     inside = np.diff(views.random_crop(jax.random.key(2), ramp, 16, (0.25, 0.25))[:, 0, 0])[1:-1]
     np.testing.assert_allclose(inside, inside[0], rtol=1e-3)
     assert 32 / 16 * 0.43 < inside[0] < 32 / 16 * 0.58
+
+
+def test_a_crop_that_does_not_fit_is_drawn_again():
+    """Of crops of nine tenths of the area or more, most have a side that is too long at first."""
+    ramp = jnp.stack(jnp.meshgrid(jnp.arange(16.0), jnp.arange(16.0)), axis=-1) / 16
+    keys = jax.random.split(jax.random.key(0), 200)
+
+    def full(attempts):
+        """The share of crops that reach from one side of the image to the other."""
+        crop = lambda key: views.random_crop(key, ramp, 16, (0.9, 1.0), attempts=attempts)  # noqa: E731
+        spans = jnp.ptp(jax.vmap(crop)(keys), axis=(1, 2))
+        return float(jnp.mean(jnp.any(spans > 14.99 / 16, axis=-1)))
+
+    assert full(1) > 0.5 and full(100) < 0.05
+
+
+def test_a_bicubic_crop_is_pillows():
+    """All of an image, reduced by half."""
+    image = np.random.default_rng(0).integers(0, 256, (32, 32)).astype(np.float32) / 255
+    whole = views.random_crop(
+        jax.random.key(0), jnp.asarray(image)[..., None], 16, (4.0, 4.0), interpolation="bicubic"
+    )
+    pillow = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(whole[..., 0], np.clip(pillow, 0, 1), atol=1e-5)
 
 
 def test_a_flat_image_stays_flat_under_blur_and_colours():
