@@ -12,9 +12,9 @@ Variants (--config=configs/simdino.py:VARIANT):
     imagenet  ViT-B/16 on ImageNet-1K for 100 epochs, after the released command of arXiv 2502.10385: 10 local views of 96 px
               beside two of 224, bicubic crops, batch 512, AdamW, lr 1e-3 to 1e-6, 10 epochs of warm-up, weight decay 0.04 to
               0.4, each parameter's gradient clipped to 3, ε² 0.05, the teacher's momentum 0.996 to 1. As released on eight
-              GPUs, the coding rate is the mean of the rates of an eighth of the batch each (simdino.groups); of features that
-              point everywhere that of the whole batch is 4.9 times as large. Published: k-NN 74.9 %, linear 77.3 %; 1.5 days
-              on 8 GPUs of 40 GB. Not run here. Data: ImageNet as crate_jax.prepare writes it (docs/data.md).
+              GPUs, the coding rate is the mean of the rates of an eighth of the batch each (simdino.groups); for random unit
+              vectors that of the whole batch is 4.9 times as large. Published: k-NN 74.9 %, linear 77.3 %; 1.5 days on 8 GPUs
+              of 40 GB. Not run here. Data: ImageNet as crate_jax.prepare writes it (docs/data.md).
     imagenet_crate
               CRATE-B in its place
 
