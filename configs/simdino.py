@@ -13,8 +13,8 @@ Variants (--config=configs/simdino.py:VARIANT):
               beside two of 224, bicubic crops, batch 512, AdamW, lr 1e-3 to 1e-6, 10 epochs of warm-up, weight decay 0.04 to
               0.4, each parameter's gradient clipped to 3, ε² 0.05, the teacher's momentum 0.996 to 1. As released on eight
               GPUs, the coding rate is the mean of the rates of an eighth of the batch each (simdino.groups); for random unit
-              vectors that of the whole batch is 4.9 times as large. Published: k-NN 74.9 %, linear 77.3 %; 1.5 days on 8 GPUs
-              of 40 GB. Not run here. Data: ImageNet as crate_jax.prepare writes it (docs/data.md).
+              vectors that of the whole batch is 4.9 times as large. Published: k-NN 74.9 %, linear 77.3 %; 1.5 days on eight
+              GPUs of 40 GB. Not run here. Data: ImageNet as crate_jax.prepare writes it (docs/data.md).
     imagenet_crate
               CRATE-B in its place
 
