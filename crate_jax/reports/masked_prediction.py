@@ -21,7 +21,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
         "order-0 entropy": baselines.order0_bits(tokens),
         "order-1 entropy": baselines.order1_bits(tokens),
     }
-    unit = run.pixels.unit
+    unit = run.meaning.unit
     lengths, table = compare(
         f"a masked {unit} of {describe(tokens, source, 'examples')}", bits, tokens.size, unit
     )

@@ -9,14 +9,14 @@ from crate_jax import InputError, objectives
 from crate_jax.runs.config import Config
 from crate_jax.tasks import augment
 from crate_jax.tasks.base import Apply, Batch, Metrics, Task, fixed_keys, normalised_images
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 from crate_jax.tasks.views import Kind, random_views
 
 # Released: of the first global view, the second, and the local ones.
 BLUR, SOLARISE = (1.0, 0.1, 0.5), (0.0, 0.2, 0.0)
 
 
-def simdino(config: Config, pixels: Pixels) -> Task:
+def simdino(config: Config, meaning: ValueMeaning) -> Task:
     """L = mean over the pairs of different views (t global, v any) of ½‖z_v − z̄_t‖² − γ R_ε((z_g + z̄_g)/2), the latter the
     mean over the two global views.
 
@@ -79,7 +79,7 @@ def simdino(config: Config, pixels: Pixels) -> Task:
 
     def views(batch: Batch, keys: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """The two global views `[b, 2, …]` of each image and the local ones `[b, v, …]`, normalised, by its key `[b]`."""
-        images = batch["image"].astype(jnp.float32) / pixels.max_value
+        images = batch["image"].astype(jnp.float32) / meaning.max_value
         fold = jax.vmap(jax.random.fold_in, (0, None))
         draw = lambda i, kind: random_views(fold(keys, i), images, kind)  # noqa: E731
         wide = [draw(i, kind) for i, kind in enumerate(kinds[:2])]
@@ -113,7 +113,7 @@ def simdino(config: Config, pixels: Pixels) -> Task:
         }
         return {name: (count * mean, count) for name, mean in means.items()}
 
-    return Task(normalised_images(config, pixels), loss, evaluate, teacher=True)
+    return Task(normalised_images(config, meaning), loss, evaluate, teacher=True)
 
 
 def unit_features(apply: Apply, views: jax.Array, **options) -> jax.Array:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError
-from crate_jax.data import transforms
+from crate_jax.data import augmentation, transforms
 
 
 def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
@@ -124,16 +124,16 @@ def test_random_flip_mirrors_half():
 
 def test_augment_depends_on_the_generator_alone():
     image = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
-    augment = transforms.Augment(shift=1.5, flip=True, crop_padding=2)
+    augment = augmentation.Augment(shift=1.5, flip=True, crop_padding=2)
     first, again, other = (augment(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any() and first.shape == image.shape
-    assert transforms.Augment()(image, np.random.default_rng(0)) is image
+    assert augmentation.Augment()(image, np.random.default_rng(0)) is image
 
 
 def test_augment_refuses_negative_amounts():
     with pytest.raises(InputError, match="crop_padding is -1; accepted: 0 or more"):
-        transforms.Augment(crop_padding=-1)
+        augmentation.Augment(crop_padding=-1)
 
 
 def photograph(height: int = 300, width: int = 400) -> np.ndarray:
@@ -257,7 +257,7 @@ POLICIES = [
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_depend_on_the_generator_alone(policy):
     image = photograph(40, 40)
-    augment = transforms.Augment(size=32, channels=3, crop_scale=(0.3, 1.0), **policy)
+    augment = augmentation.Augment(size=32, channels=3, crop_scale=(0.3, 1.0), **policy)
     results = []
     for seed in range(60):
         first, again = (augment(image, np.random.default_rng(seed)) for _ in range(2))
@@ -266,7 +266,7 @@ def test_policies_depend_on_the_generator_alone(policy):
         results.append(first.tobytes())
     assert len(set(results)) > 50
     with pytest.raises(InputError, match=f"{next(iter(policy))} needs colour images; found 1 channel"):
-        transforms.Augment(channels=1, **policy)
+        augmentation.Augment(channels=1, **policy)
 
 
 @pytest.mark.parametrize(
@@ -284,4 +284,4 @@ def test_policies_depend_on_the_generator_alone(policy):
 )
 def test_augment_refuses_what_makes_no_sense(change, message):
     with pytest.raises(InputError, match=message):
-        transforms.Augment(**change)
+        augmentation.Augment(**change)

@@ -12,7 +12,7 @@ from crate_jax import InputError, models
 from crate_jax.runs.config import Config, SimDINOConfig
 from crate_jax.tasks import make_task, views
 from crate_jax.tasks.simdino import alignment, expansion
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 from crate_jax.training import steps
 from crate_jax.training.optim import cosine_between
 
@@ -24,7 +24,7 @@ CONFIG = Config(
     ema_decay=0.9,
     simdino=SimDINOConfig(local_views=2, local_size=4),
 )
-PIXELS = Pixels(max_value=16)
+PIXELS = ValueMeaning(max_value=16)
 BATCH = {
     "image": jnp.asarray(np.random.default_rng(0).integers(0, 17, (4, 8, 8, 1)).astype(np.uint8)),
     "index": jnp.arange(4),
