@@ -43,5 +43,7 @@ def test_a_file_with_differences_lists_them(recipe):
 
 def test_values_as_they_are_written():
     text = docs["text"]
-    written = [text(found) for found in (2.4e-4, 1.0, 0.1, 4096, (0.08, 1.0), (), None, True, 1e-3, 0.0, 1e-6)]
+    written = [
+        text(found) for found in (2.4e-4, 1.0, 0.1, 4096, (0.08, 1.0), (), None, True, 1e-3, 0.0, 1e-6)
+    ]
     assert written == ["2.4e-4", "1", "0.1", "4096", "(0.08, 1)", "none", "none", "yes", "1e-3", "0", "1e-6"]

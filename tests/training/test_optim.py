@@ -14,6 +14,7 @@ from crate_jax import InputError, models, train
 from crate_jax.runs import optimizers
 from crate_jax.runs.config import from_config_dict, to_config_dict, with_optimizer
 from crate_jax.runs.optimizers import OPTIMIZERS, Adafactor, AdamW, Lion, OptimizerConfig
+from crate_jax.settings import setting
 from crate_jax.training import optim
 
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 64 * 32).reshape(64, 32), "bias": jnp.ones(8)}
@@ -183,14 +184,15 @@ def test_another_optimiser_on_the_command_line(tiny_config):
 
 @dataclasses.dataclass(frozen=True)
 class Signs(OptimizerConfig):
-    """An optimiser of this test's own: the sign of the gradient, times `size`."""
+    """The optimiser of docs/extending.md: the sign of the gradient, times `size`."""
 
     name: str = "signs"
-    size: float = 1.0
+    size: float = setting(1.0, "Size of an entry of the update.", above=0)
 
     def transformation(self, schedule, decay):
         return optax.chain(
             optax.stateless(lambda grads, _: jax.tree.map(lambda g: self.size * jnp.sign(g), grads)),
+            optax.add_decayed_weights(**decay),
             optax.scale_by_learning_rate(schedule),
         )
 
@@ -199,6 +201,8 @@ def test_an_optimiser_is_a_class_and_a_row(monkeypatch, tmp_path, tiny_flags):
     monkeypatch.setitem(optimizers.OPTIMIZERS, "signs", Signs)
     flags = ["--config.optimizer.name=signs", "--config.optimizer.size=2", "--config.total_steps=2"]
     flags += ["--config.log_steps=1", "--config.warmup_steps=0"]
+    with pytest.raises(InputError, match=r"optimizer.size: found -1.0; accepted: a number above 0"):
+        train.main(["train", *tiny_flags, f"--workdir={tmp_path}", *flags, "--config.optimizer.size=-1"])
     train.main(["train", *tiny_flags, f"--workdir={tmp_path}", *flags])
     assert [line["step"] for line in metrics(tmp_path) if "train/loss" in line] == [1, 2]
     with pytest.raises(InputError, match=r"unknown key optimizer.b1"):
