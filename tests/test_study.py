@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
 import runpy
+import signal
 import sys
+import threading
+import time
 
 import pytest
 from conftest import ROOT, TINY, load_config
@@ -172,6 +176,40 @@ def test_a_study_goes_on_as_it_was_started(tmp_path):
 def test_mistakes(flags, message):
     with pytest.raises(InputError, match=message):
         study.main(["study", *flags])
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"), [("exit 0", 0), ("exit 1", 1), ("exit 2", 2), ("exit 75", 75), ("kill -KILL $$", 1)]
+)
+def test_a_study_ends_as_its_run_does(ends, code, tmp_path, monkeypatch, capfd):
+    stand_in(ends, tmp_path, monkeypatch)
+    assert study._call("train", "--workdir=x") == code
+    assert len(capfd.readouterr().err.splitlines()) == (code != 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_study_that_is_told_to_stop_lets_its_run_save(number, tmp_path, monkeypatch):
+    before = signal.getsignal(number)
+    stand_in(
+        f"trap 'exit 75' TERM; touch {tmp_path}/started; while :; do sleep 0.02; done", tmp_path, monkeypatch
+    )
+
+    def tell():
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=tell).start()
+    assert study._call("train") == 75
+    assert signal.getsignal(number) is before
+
+
+def stand_in(ends, folder, monkeypatch):
+    """A shell script in place of Python."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\n{ends}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(study.sys, "executable", str(python))
 
 
 STUDIES = [

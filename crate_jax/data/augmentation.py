@@ -81,7 +81,7 @@ class Augmentations:
     randaugment: tuple[int, ...] = _step(
         (),
         lambda image, rng, to: policies.randaugment(image, rng, *to.randaugment),
-        "torchvision's RandAugment: operations per image, and their magnitude of 0 to 30.",
+        "RandAugment of torchvision: operations per image, and their magnitude of 0 to 30.",
         **_operations_and_magnitude(30),
     )
     randaugment_timm: tuple[int, ...] = _step(

@@ -38,6 +38,7 @@ from crate_jax.data.parquet import Parquet
 from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
 from crate_jax.data.text import BYTES, Text
+from crate_jax.settings import nearest
 
 __all__ = ["Dataset", "DatasetInfo", "Fitted", "Source", "Tokens", "inspect", "load", "open_dataset"]
 
@@ -174,7 +175,9 @@ def open_dataset(name: str, *, data_dir: str | None = None, exclude: str | None 
     row = SOURCES.get(kind)
     if row is None or (not rest if row.argument else name != kind):
         names = (f"{kind}:{row.argument}".rstrip(":") for kind, row in SOURCES.items())
-        raise InputError(f"unknown dataset {name!r}; accepted: {', '.join(names)}")
+        near = nearest(kind, SOURCES)
+        hint = f"; did you mean {near}?" if near and near != kind else ""
+        raise InputError(f"unknown dataset {name!r}; accepted: {', '.join(names)}{hint}")
     return row.open(rest, Place(data_dir, exclude))
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from crate_jax import InputError, objectives
+from crate_jax import objectives
 from crate_jax.models.images import ImageClassifier, ImageConfig
 from crate_jax.models.layers import Dense, PatchProjection, layer_norm, uniform_init
 from crate_jax.models.operators import MSSA
-from crate_jax.settings import setting
+from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads, patch size of the published models)
 SIZES = {
@@ -37,9 +37,9 @@ class CRATEAlphaConfig(ImageConfig):
     """
 
     family: str = "crate_alpha"
-    overcomplete: int = 4
-    step_size: float = 0.1
-    penalty: float = 0.1
+    overcomplete: int = setting(4, "Atoms of a dictionary per feature.", least=1)
+    step_size: float = setting(0.1, "Step size η of ISTA.", least=0)
+    penalty: float = setting(0.1, "Sparsity penalty λ of ISTA.", least=0)
     mssa_std: float | None = setting(
         None, "Standard deviation that MSSA's matrices start with; left out: uniform, as in CRATE.", above=0
     )
@@ -55,8 +55,7 @@ def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of CRATE-α: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of CRATE-α", size, SIZES)
     dim, depth, heads, patch_size = SIZES[size]
     published = {"dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size, "mssa_std": 0.02}
     return CRATEAlphaConfig(**{**published, **overrides})

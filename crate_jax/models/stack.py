@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax.models.config import ModelConfig
-from crate_jax.models.layers import choose
 from crate_jax.models.partition import constrain
+from crate_jax.settings import one_of
 
 # Named arrays of one block, see `crate_jax.models.trace` for the names.
 Intermediates = dict[str, jax.Array]
@@ -57,7 +57,7 @@ class Stack(nnx.Module):
     """`config.depth` equal blocks, each made by `make_block(rngs)` and a `Block`."""
 
     def __init__(self, make_block: Callable[[nnx.Rngs], Block], config: ModelConfig, *, rngs: nnx.Rngs):
-        choose("model.remat", config.remat, REMAT_POLICIES)
+        one_of("model.remat", config.remat, REMAT_POLICIES)
         self.depth, self.scan, self.remat = config.depth, config.scan, config.remat
         keys = jax.random.split(rngs.params(), self.depth)
         self.blocks = nnx.vmap(lambda key: make_block(nnx.Rngs(params=key)), in_axes=0)(keys)

@@ -74,8 +74,8 @@ class DataConfig(Augmentations):
         False, "Resize all of a test image to the image size, whatever its shape; in place of eval_resize."
     )
     # Augmentation of training images on the device (`tasks.augment`); that in the pipeline is inherited.
-    mixup: float = setting(0.0, "α of mixup's Beta(α, α); 0 is off.", least=0)
-    cutmix: float = setting(0.0, "α of CutMix's Beta(α, α); 0 is off.", least=0)
+    mixup: float = setting(0.0, "Mixup: α of its Beta(α, α); 0 is off.", least=0)
+    cutmix: float = setting(0.0, "CutMix: α of its Beta(α, α); 0 is off.", least=0)
     erase: float = setting(0.0, "Probability of erasing a random rectangle.", least=0, most=1)
     labels_per_class: int | None = setting(
         None, "Train on this many examples of each class, drawn by the seed; left out: all.", least=1
@@ -99,8 +99,8 @@ class RegularizerConfig:
     layers: str = setting(
         "random", "Where it acts: in a random layer at each step, in all, or in layers such as 0,3."
     )
-    eps_sq: float = setting(0.5, "ε² of both rates.", above=0)
-    penalty: float = setting(0.1, "λ, the weight of ‖Z‖₁.", least=0)
+    eps_sq: float = setting(0.5, "The ε² of both rates.", above=0)
+    penalty: float = setting(0.1, "Weight λ of ‖Z‖₁.", least=0)
     orthogonality: float = setting(0.0, "Weight of ‖UᵀU − I‖²/(k p), over all layers.", least=0)
 
 
@@ -126,7 +126,7 @@ class SimDINOConfig:
     )
     flip: bool = setting(True, "Flip views horizontally at random.")
     alignment: float = setting(1.0, "Weight of the alignment of the views.", least=0)
-    eps_sq: float = setting(0.05, "ε² of the coding rate.", above=0)
+    eps_sq: float = setting(0.05, "The ε² of the coding rate.", above=0)
     groups: int = setting(
         1, "Parts of the batch whose coding rates are averaged; as released: the number of devices.", least=1
     )

@@ -4,6 +4,7 @@ from operator import attrgetter
 
 from crate_jax import InputError
 from crate_jax.runs.config import Config
+from crate_jax.settings import one_of
 from crate_jax.tasks import reconstruct, simdino, tokens
 from crate_jax.tasks.base import Apply, Batch, MakeTask, Metrics, Task, uses
 from crate_jax.tasks.classify import classify
@@ -30,8 +31,7 @@ def make_task(config: Config, meaning: ValueMeaning) -> Task:
     Raises:
       InputError: an unknown task, one that the model cannot be trained for, or a setting that it does not use.
     """
-    if config.task not in TASKS:
-        raise InputError(f"task: found {config.task!r}; accepted: {', '.join(TASKS)}")
+    one_of("task", config.task, TASKS)
     users: dict[str, list[str]] = {}
     for task, make in TASKS.items():
         for setting in getattr(make, "settings", ()):
