@@ -159,6 +159,8 @@ def kind_of(values: Mapping[str, Any]) -> type[OptimizerConfig]:
 
 def replace(config: OptimizerConfig, name: str, **changes) -> OptimizerConfig:
     """Another optimiser: it keeps the settings that every optimiser has; its own are at their defaults, or as given."""
+    if name == config.name:
+        return dataclasses.replace(config, **changes)
     shared = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(OptimizerConfig)

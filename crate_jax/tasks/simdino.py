@@ -34,39 +34,9 @@ def simdino(config: Config, meaning: ValueMeaning) -> Task:
     Raises:
       InputError: a model without features of images, views that do not fit, or no momentum of the teacher.
     """
+    _check(config)
     options, model = config.simdino, config.model
-    num_features = getattr(model, "num_classes", 0)
-    if not hasattr(model, "image_size") or not num_features:
-        raise InputError(
-            f"task: simdino needs features of images, which model.family {model.family!r} does not give; accepted: a model "
-            "of images with model.num_classes, their number, above 0"
-        )
-    if not 0 < config.ema_decay < 1:
-        raise InputError(
-            f"ema_decay: found {config.ema_decay:g}; accepted for task simdino: between 0 and 1, the teacher's momentum"
-        )
-    if model.image_width not in (None, model.image_size):
-        raise InputError(
-            f"data.image_width: found {model.image_width}; accepted for task simdino: none (views are square)"
-        )
     local_size = options.local_size or model.image_size
-    if local_size % model.patch_size:
-        raise InputError(
-            f"simdino.local_size: found {local_size}; accepted: multiples of model.patch_size {model.patch_size}"
-        )
-    if config.batch_size // config.accumulate % options.groups:
-        raise InputError(
-            f"simdino.groups: found {options.groups}; accepted: divisors of batch_size {config.batch_size} in "
-            f"{config.accumulate} slice(s)"
-        )
-    if options.local_views < 0:
-        raise InputError(f"simdino.local_views: found {options.local_views}; accepted: 0 or more")
-    for name in ("global_scale", "local_scale"):
-        scale = getattr(options, name)
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise InputError(
-                f"simdino.{name}: found {scale}; accepted: two shares of the area, above 0, the smaller one first"
-            )
     sizes = (model.image_size, model.image_size, local_size)
     scales = (options.global_scale, options.global_scale, options.local_scale)
     # Released blurs are as wide, in a view's own pixels, of local views of 96 as of global ones of 224.
@@ -114,6 +84,43 @@ def simdino(config: Config, meaning: ValueMeaning) -> Task:
         return {name: (count * mean, count) for name, mean in means.items()}
 
     return Task(normalised_images(config, meaning), loss, evaluate, teacher=True)
+
+
+def _check(config: Config) -> None:
+    """Refuse what the task cannot work with, see `simdino`."""
+    options, model = config.simdino, config.model
+    num_features = getattr(model, "num_classes", 0)
+    if not hasattr(model, "image_size") or not num_features:
+        raise InputError(
+            f"task: simdino needs features of images, which model.family {model.family!r} does not give; accepted: a model "
+            "of images with model.num_classes, their number, above 0"
+        )
+    if not 0 < config.ema_decay < 1:
+        raise InputError(
+            f"ema_decay: found {config.ema_decay:g}; accepted for task simdino: between 0 and 1, the teacher's momentum"
+        )
+    if model.image_width not in (None, model.image_size):
+        raise InputError(
+            f"data.image_width: found {model.image_width}; accepted for task simdino: none (views are square)"
+        )
+    local_size = options.local_size or model.image_size
+    if local_size % model.patch_size:
+        raise InputError(
+            f"simdino.local_size: found {local_size}; accepted: multiples of model.patch_size {model.patch_size}"
+        )
+    if config.batch_size // config.accumulate % options.groups:
+        raise InputError(
+            f"simdino.groups: found {options.groups}; accepted: divisors of batch_size {config.batch_size} in "
+            f"{config.accumulate} slice(s)"
+        )
+    if options.local_views < 0:
+        raise InputError(f"simdino.local_views: found {options.local_views}; accepted: 0 or more")
+    for name in ("global_scale", "local_scale"):
+        scale = getattr(options, name)
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise InputError(
+                f"simdino.{name}: found {scale}; accepted: two shares of the area, above 0, the smaller one first"
+            )
 
 
 def unit_features(apply: Apply, views: jax.Array, **options) -> jax.Array:

@@ -182,6 +182,10 @@ def test_another_optimiser_on_the_command_line(tiny_config):
         )
 
 
+def test_the_optimiser_that_it_is_already():
+    assert optimizers.replace(AdamW(b2=0.95), "adamw", lr=1.0) == AdamW(b2=0.95, lr=1.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Signs(OptimizerConfig):
     """The optimiser of docs/extending.md: the sign of the gradient, times `size`."""
