@@ -17,7 +17,8 @@ Not run here. Dictionaries are not decayed, the cosine ends at 1e-6 and Adam's f
 Differences: mixup's λ ~ Beta(0.8, 0.8), CutMix's box and the choice between the two are drawn once per batch, released once
 per device, and images are mixed with their neighbour in the batch, released with the one at the mirrored place; released
 labels of fine-tuning are 0.9 and 0.0001, which sum to 0.9999, ours to 1; released fine-tuning starts with a new patch
-embedding as well as a new head, ours with a new head. docs/recipes.md has every setting beside theirs.
+embedding as well as a new head, ours with a new head; released test images are reduced by the mean over the area, ours by
+an antialiased bilinear filter. docs/recipes.md has every setting beside theirs.
 """
 
 import dataclasses

@@ -15,9 +15,9 @@ Variants (--config=configs/tost.py:VARIANT):
 
 Differences: released layers are dropped at random (small 0.05, medium 0.15; tiny 0), an epoch shows a third of the images
 three times each (repeated augmentation), mixup and CutMix are drawn once per device where ours are drawn once per batch,
-the temperatures are decayed, the rate lags one epoch behind, and training runs in float16. The released code keeps a moving
-average of the parameters, but its accuracy is that of the parameters themselves; ours keeps none. docs/recipes.md has every
-setting beside theirs.
+the temperatures are decayed, the rate lags one epoch behind, test images are resized bicubic where ours are bilinear, and
+training runs in float16. The released code keeps a moving average of the parameters, but its accuracy is that of the
+parameters themselves; ours keeps none. docs/recipes.md has every setting beside theirs.
 """
 
 from functools import partial
