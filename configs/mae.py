@@ -18,9 +18,10 @@ Variants (--config=configs/mae.py:VARIANT):
                   (docs/data.md). Not run here.
 
 Differences: no training code is released. Where the paper is silent ours follow MAE's code: Adam's (0.9, 0.95), bicubic
-Inception crops of a fifth of the image or more, flips. The authors' book speaks of blur and solarisation too, and of a
-"base" learning rate to which the warm-up rises; in MAE's code a base rate is multiplied by batch size/256, which would be
-4.8e-4. MAE's code decays class and mask tokens, ours does not. docs/recipes.md has every setting beside theirs.
+Inception crops of a fifth of the image or more, flips. The authors' book cuts 224 px at random from a short side of 256 and
+speaks of blur and solarisation too, and of a "base" learning rate to which the warm-up rises; in MAE's code a base rate is
+multiplied by batch size/256, which would be 4.8e-4. MAE's code decays class and mask tokens, ours does not. docs/recipes.md
+has every setting beside theirs.
 """
 
 import dataclasses
