@@ -10,7 +10,7 @@ nearest neighbours 84.4 and 69.4 %.
 Variants (--config=configs/simdino.py:VARIANT):
     vit       the same with the black box, a ViT of the same width, depth and heads
     imagenet  ViT-B/16 on ImageNet-1K for 100 epochs, after the released command of arXiv 2502.10385: 10 local views of 96 px
-              beside two of 224, bicubic crops, batch 512, AdamW, lr 1e-3 to 1e-6, 10 epochs of warm-up, weight decay 0.04 to
+              beside two of 224, bicubic, batch 512, AdamW, lr 1e-3 to 1e-6, 10 epochs of warm-up, weight decay 0.04 to
               0.4, each parameter's gradient clipped to 3, ε² 0.05, the teacher's momentum 0.996 to 1. As released on eight
               GPUs, the coding rate is the mean of the rates of an eighth of the batch each (simdino.groups); for random unit
               vectors that of the whole batch is 4.9 times as large. Published: k-NN 74.9 %, linear 77.3 %; 1.5 days on eight
@@ -19,8 +19,8 @@ Variants (--config=configs/simdino.py:VARIANT):
               CRATE-B in its place
 
 Differences: no stochastic depth (0.1 there) and no change of hue; brightness, contrast and saturation change in this order,
-there in a random one; views are cut from the centre square of the image, reduced to 224 px; the rate reaches its highest
-value one step later; float16 there. docs/recipes.md has every setting beside theirs.
+there in a random one; the rate reaches its highest value one step later; float16 there. docs/recipes.md has every setting
+beside theirs.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def imagenet_crate() -> Config:
         eval=epochs(5),
         checkpoint=epochs(1),
         trace=epochs(10),
-        # The views are cut on the device.
+        # The views are the augmentation.
         data=recipes.imagenet_data(eval_resize=None, crop_scale=(), flip=False),
         optimizer=AdamW(
             lr=1e-3,
@@ -94,9 +94,7 @@ def imagenet_crate() -> Config:
             decay="matrices and tokens",
             clip_parameter_norm=3.0,
         ),
-        simdino=SimDINOConfig(
-            local_views=10, local_size=96, interpolation="bicubic", crop_attempts=10, groups=8
-        ),
+        simdino=SimDINOConfig(local_views=10, local_size=96, whole_image=True, groups=8),
     )
 
 

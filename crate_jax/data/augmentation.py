@@ -11,6 +11,7 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import policies, transforms
+from crate_jax.data.dataset import Source
 from crate_jax.settings import setting
 
 
@@ -172,3 +173,53 @@ class Augment(Augmentations):
             if getattr(self, name):
                 image = step.function(image, rng, self)
         return image
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """Several Inception crops of one image, beside the image itself, each kind under a name of its own.
+
+    Attributes:
+        kinds: name → (how many, height and width, smallest and largest share of the image's area).
+        channels: 1 or 3.
+        interpolation: see `transforms.resample`.
+    """
+
+    kinds: dict[str, tuple[int, int, tuple[float, ...]]]
+    channels: int
+    interpolation: str = "bicubic"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of the crops of one image."""
+        return {
+            name: (count, size, size, self.channels) for name, (count, size, _) in self.kinds.items() if count
+        }
+
+    def __call__(self, image: transforms.Image, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Name → uint8 [count, size, size, channels], cut out of an image that may still be encoded."""
+        pixels = transforms.as_array(image, self.channels)
+        how = {"channels": self.channels, "interpolation": self.interpolation}
+        return {
+            name: np.stack(
+                [transforms.inception_crop(pixels, rng, size=size, scale=scale, **how) for _ in range(count)]
+            )
+            for name, (count, size, scale) in self.kinds.items()
+            if count
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class WithCrops:
+    """A source of whole images with crops beside each, which depend on its place in the source alone."""
+
+    source: Source
+    crops: Crops
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        rng = np.random.Generator(np.random.Philox(key=0, counter=[0, index, 0, 0]))
+        return {**example, **self.crops(example["image"], rng)}

@@ -101,7 +101,7 @@ def fit(
     Raises:
         InputError: the image cannot be decoded, ``resize`` leaves less than ``size``, or there is ``stretch`` beside it.
     """
-    image, (rows, columns) = _array(image, channels), sides(size)
+    image, (rows, columns) = as_array(image, channels), sides(size)
     if image.shape == (rows, columns, channels) and resize is None:
         return image
     if stretch and resize is not None:
@@ -197,7 +197,7 @@ def inception_crop(
     rows, columns = sides(size)
     shape = _jpeg_shape(image.data) if isinstance(image, Encoded) else None
     if shape is None:
-        image = _array(image, channels)
+        image = as_array(image, channels)
         shape = image.shape[:2]
     top, left, height, width = _crop_box(rng, *shape, scale, ratio)
     box = left, top, left + width, top + height
@@ -206,7 +206,12 @@ def inception_crop(
         reduction = next((reduction for reduction in (8, 4, 2) if reduction <= most), 1)
         image = decode(*image, channels=channels, reduction=reduction)
         box = tuple(side / reduction for side in box)
-    return resample(_array(image, channels), size, box=box, interpolation=interpolation)
+    image = as_array(image, channels)
+    if interpolation == "bilinear" and height <= rows and width <= columns:
+        # Nothing is reduced: OpenCV's linear interpolation is the same, to one level, in a third of the time.
+        part = image[top : top + height, left : left + width]
+        return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR).reshape(rows, columns, -1)
+    return resample(image, size, box=box, interpolation=interpolation)
 
 
 def _crop_box(rng, height: int, width: int, scale, ratio) -> tuple[int, int, int, int]:
@@ -223,8 +228,8 @@ def _crop_box(rng, height: int, width: int, scale, ratio) -> tuple[int, int, int
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _array(image: Image, channels: int) -> np.ndarray:
-    """The decoded image with the wanted number of channels."""
+def as_array(image: Image, channels: int) -> np.ndarray:
+    """The decoded image with the wanted number of channels, 1 or 3."""
     if isinstance(image, Encoded):
         return decode(*image, channels=channels)
     if channels < image.shape[2]:

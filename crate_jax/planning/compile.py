@@ -171,6 +171,7 @@ def describe(config, overrides: Collection[str], devices: list):
     import numpy as np
 
     from crate_jax.runs.config import fit_to_data
+    from crate_jax.tasks import crops_of
     from crate_jax.training.building import build, needs_palette, with_palette
 
     info = _dataset(config)
@@ -183,6 +184,8 @@ def describe(config, overrides: Collection[str], devices: list):
     shape = config.data.shape and (*config.data.shape, config.data.channels)
     for name, (sides, kind) in info.example(shape).items():
         batch[name] = jax.ShapeDtypeStruct((1, *sides), kind)
+    for name, sides in (crops.shapes if (crops := crops_of(config)) else {}).items():
+        batch[name] = jax.ShapeDtypeStruct((1, *sides), np.uint8)
     return run, batch
 
 

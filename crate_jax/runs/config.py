@@ -118,11 +118,10 @@ class SimDINOConfig:
     local_scale: tuple[float, ...] = setting(
         (0.05, 0.4), "Smallest and largest share of the area in a local view.", above=0, most=1, lengths=(2,)
     )
-    interpolation: str = setting("bilinear", "Filter of a view's crop.", choices=("bilinear", "bicubic"))
-    crop_attempts: int = setting(
-        1,
-        "Draws of a crop until one fits into the image; after that its long side is cut. torchvision: 10.",
-        least=1,
+    whole_image: bool = setting(
+        False,
+        "Cut views out of the whole image as it is stored (in the pipeline, bicubic, as released), not out of the image "
+        "as the model takes it (on the device, linear, sides that do not fit cut off).",
     )
     flip: bool = setting(True, "Flip views horizontally at random.")
     alignment: float = setting(1.0, "Weight of the alignment of the views.", least=0)

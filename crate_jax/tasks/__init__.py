@@ -3,6 +3,7 @@
 from operator import attrgetter
 
 from crate_jax import InputError
+from crate_jax.data.augmentation import Crops
 from crate_jax.runs.config import Config
 from crate_jax.settings import one_of
 from crate_jax.tasks import reconstruct, simdino, tokens
@@ -20,6 +21,11 @@ TASKS: dict[str, MakeTask] = {
     "autoencoder": reconstruct.autoencoder,
     "simdino": simdino.simdino,
 }
+
+
+def crops_of(config: Config) -> Crops | None:
+    """The crops that the task of a run wants beside each image; None for none."""
+    return simdino.crops(config) if config.task == "simdino" else None
 
 
 def make_task(config: Config, meaning: ValueMeaning) -> Task:
@@ -46,4 +52,4 @@ def make_task(config: Config, meaning: ValueMeaning) -> Task:
     return TASKS[config.task](config, meaning)
 
 
-__all__ = ["TASKS", "Apply", "Batch", "MakeTask", "Metrics", "Task", "make_task", "uses"]
+__all__ = ["TASKS", "Apply", "Batch", "MakeTask", "Metrics", "Task", "crops_of", "make_task", "uses"]

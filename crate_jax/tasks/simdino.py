@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax import InputError, objectives
+from crate_jax.data.augmentation import Crops
 from crate_jax.runs.config import Config
 from crate_jax.tasks import augment
 from crate_jax.tasks.base import Apply, Batch, Metrics, Task, fixed_keys, normalised_images
@@ -22,14 +23,16 @@ def simdino(config: Config, meaning: ValueMeaning) -> Task:
 
     z = f/‖f‖ is the model's output for a view, z̄ that of the teacher, whose parameters are the moving average of the model's
     and have no gradient; R_ε is the coding rate of a batch of n features of dimension d and γ = (d + n)/(d n), as released.
-    The model may be any whose output is `[b, d]`: its classes are the features. Views are drawn on the device, anew for each
-    (seed, step, place in the batch).
+    The model may be any whose output is `[b, d]`: its classes are the features. Views are cut out of the whole image by the
+    pipeline (`simdino.whole_image`) or out of the model's input on the device; flipped, coloured and blurred on the device,
+    anew for each (seed, step, place in the batch).
 
     `simdino.groups` cuts the batch into parts and takes the mean of their rates, each part in the place of all n features:
     what the released code computes on as many devices.
 
-    In evaluation views depend on the example's place in the split alone, the model is its own teacher, and the coding rate
-    is that of an evaluation batch, averaged over batches by their examples: it depends on the batch size.
+    In evaluation views depend on the example's place in the split alone, the
+    model is its own teacher, and the coding rate is that of an evaluation batch, averaged over batches by their examples: it
+    depends on the batch size.
 
     Raises:
       InputError: a model without features of images, views that do not fit, or no momentum of the teacher.
@@ -42,18 +45,24 @@ def simdino(config: Config, meaning: ValueMeaning) -> Task:
     # Released blurs are as wide, in a view's own pixels, of local views of 96 as of global ones of 224.
     unit = model.image_size / 224
     kinds = [
-        Kind(size, scale, options.flip, blur, unit, solarise, options.interpolation, options.crop_attempts)
+        Kind(size, scale, options.flip, blur, unit, solarise)
         for size, scale, blur, solarise in zip(sizes, scales, BLUR, SOLARISE, strict=True)
     ]
     mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
+    entries = {"global_views", "local_views"} if options.whole_image else {"image"}
 
     def views(batch: Batch, keys: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """The two global views `[b, 2, …]` of each image and the local ones `[b, v, …]`, normalised, by its key `[b]`."""
-        images = batch["image"].astype(jnp.float32) / meaning.max_value
+        scaled = {name: batch[name].astype(jnp.float32) / meaning.max_value for name in entries & set(batch)}
         fold = jax.vmap(jax.random.fold_in, (0, None))
-        draw = lambda i, kind: random_views(fold(keys, i), images, kind)  # noqa: E731
-        wide = [draw(i, kind) for i, kind in enumerate(kinds[:2])]
-        local = [draw(2 + i, kinds[2]) for i in range(options.local_views)]
+
+        def draw(i: int, kind: Kind, name: str, place: int) -> jax.Array:
+            if options.whole_image:
+                return random_views(fold(keys, i), scaled[name][:, place], kind._replace(scale=None))
+            return random_views(fold(keys, i), scaled["image"], kind)
+
+        wide = [draw(i, kind, "global_views", i) for i, kind in enumerate(kinds[:2])]
+        local = [draw(2 + i, kinds[2], "local_views", i) for i in range(options.local_views)]
         normalise = partial(augment.normalise, max_value=1, mean=mean, std=std)
         return normalise(jnp.stack(wide, axis=1)), normalise(jnp.stack(local, axis=1)) if local else None
 
@@ -84,6 +93,18 @@ def simdino(config: Config, meaning: ValueMeaning) -> Task:
         return {name: (count * mean, count) for name, mean in means.items()}
 
     return Task(normalised_images(config, meaning), loss, evaluate, teacher=True)
+
+
+def crops(config: Config) -> Crops | None:
+    """The views that the pipeline cuts out of each image, two global ones and the local ones; None: the device cuts them."""
+    options, size = config.simdino, getattr(config.model, "image_size", None)
+    if not options.whole_image:
+        return None
+    kinds = {
+        "global_views": (2, size, options.global_scale),
+        "local_views": (options.local_views, options.local_size or size, options.local_scale),
+    }
+    return Crops(kinds, config.data.channels)
 
 
 def _check(config: Config) -> None:

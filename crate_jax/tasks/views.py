@@ -17,8 +17,6 @@ JITTER, JITTER_PROBABILITY = (0.4, 0.4, 0.2), 0.8
 GREY_PROBABILITY = 0.2
 # Standard deviations of the blur, in units of `Kind.blur_unit`.
 BLUR = (0.1, 2.0)
-# Filters of crops by their usual names, as jax.image calls them.
-FILTERS = {"bilinear": "linear", "bicubic": "cubic"}
 # Weights of red, green and blue in grey.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -28,22 +26,18 @@ class Kind(NamedTuple):
 
     Attributes:
       size: height and width of the view.
-      scale: smallest and largest share of the image's area.
+      scale: smallest and largest share of the image's area; None: the image is the view, cut already.
       flip: mirror half of them.
       blur, solarise: probability of each.
-      interpolation: filter of the crop, "bilinear" or "bicubic".
-      attempts: a crop that does not fit is drawn again, so often in all; then its long side is cut to the image's.
       blur_unit: what the blur's width is counted in, in pixels of the view.
     """
 
     size: int
-    scale: tuple[float, float]
+    scale: tuple[float, float] | None
     flip: bool
     blur: float
     blur_unit: float
     solarise: float
-    interpolation: str = "bilinear"
-    attempts: int = 1
 
 
 def random_views(keys: jax.Array, images: jax.Array, kind: Kind) -> jax.Array:
@@ -53,14 +47,7 @@ def random_views(keys: jax.Array, images: jax.Array, kind: Kind) -> jax.Array:
 
 def _view(key: jax.Array, image: jax.Array, *, kind: Kind) -> jax.Array:
     crop_key, flip_key, color_key, blur_key, solarise_key = jax.random.split(key, 5)
-    view = random_crop(
-        crop_key,
-        image,
-        kind.size,
-        kind.scale,
-        interpolation=kind.interpolation,
-        attempts=kind.attempts,
-    )
+    view = image if kind.scale is None else random_crop(crop_key, image, kind.size, kind.scale)
     if kind.flip:
         view = jnp.where(jax.random.bernoulli(flip_key), view[:, ::-1], view)
     view = random_colors(color_key, view)
@@ -71,43 +58,22 @@ def _view(key: jax.Array, image: jax.Array, *, kind: Kind) -> jax.Array:
     return view
 
 
-def random_crop(
-    key: jax.Array,
-    image: jax.Array,
-    size: int,
-    scale: tuple[float, float],
-    *,
-    interpolation: str = "bilinear",
-    attempts: int = 1,
-) -> jax.Array:
-    """A part of the image, resized without aliasing to `[size, size, c]`.
+def random_crop(key: jax.Array, image: jax.Array, size: int, scale: tuple[float, float]) -> jax.Array:
+    """A part of the image, resized (linear, antialiased) to `[size, size, c]`.
 
     Its share of the area is uniform in `scale`, the logarithm of its aspect uniform between those of 3/4 and 4/3, its place
-    uniform. Where a side is longer than the image's, share and aspect are drawn again, `attempts` times in all (torchvision:
-    ten); if no draw fits, the long side of the last one is cut.
+    uniform; a side that would not fit is cut to the image's.
     """
     area_key, aspect_key, place_key = jax.random.split(key, 3)
-    many = (attempts,) if attempts > 1 else ()
-    area = jax.random.uniform(area_key, many, minval=scale[0], maxval=scale[1])
-    log_aspect = jnp.log(ASPECT) * jax.random.uniform(aspect_key, many, minval=-1.0, maxval=1.0)
-    sides = jnp.sqrt(area) * jnp.exp(jnp.multiply.outer(jnp.array([0.5, -0.5]), log_aspect))
-    if attempts > 1:
-        fits = jnp.all(sides <= 1, axis=0).at[-1].set(True)
-        sides = sides[:, jnp.argmax(fits)]
-    sides = jnp.minimum(1.0, sides)
+    area = jax.random.uniform(area_key, minval=scale[0], maxval=scale[1])
+    log_aspect = jnp.log(ASPECT) * jax.random.uniform(aspect_key, minval=-1.0, maxval=1.0)
+    sides = jnp.minimum(1.0, jnp.sqrt(area) * jnp.exp(jnp.array([0.5, -0.5]) * log_aspect))
     begin = jax.random.uniform(place_key, (2,)) * (1 - sides)
     whole = jnp.array(image.shape[:2], jnp.float32)
     zoom = size / (sides * whole)
-    out = jax.image.scale_and_translate(
-        image,
-        (size, size, image.shape[-1]),
-        (0, 1),
-        zoom,
-        -begin * whole * zoom,
-        method=FILTERS[interpolation],
+    return jax.image.scale_and_translate(
+        image, (size, size, image.shape[-1]), (0, 1), zoom, -begin * whole * zoom, method="linear"
     )
-    # A cubic filter overshoots.
-    return jnp.clip(out, 0, 1) if interpolation == "bicubic" else out
 
 
 def random_colors(key: jax.Array, image: jax.Array) -> jax.Array:

@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from crate_jax import InputError
 from crate_jax.data import pipeline, sources, subset
-from crate_jax.data.augmentation import Augment
+from crate_jax.data.augmentation import Augment, WithCrops
 from crate_jax.parallel.sharding import batch_part
 from crate_jax.runs.config import Config, DataConfig
+from crate_jax.tasks import crops_of
 
 # Finds the data when it is first called, and remembers them.
 Find = Callable[[], sources.Dataset]
@@ -59,13 +61,11 @@ class RunData:
     def source(self, use: str, *, fitted: bool = True) -> sources.Source:
         """The examples to "train" or "test" on, with the model's labels, as images that the model takes or as stored."""
         config, data = self._config, self._config.data
+        crops = crops_of(config) if fitted else None
         source = sources.load(
             data.name,
             {"train": data.train_split, "test": data.test_split}[use],
-            image_size=data.shape if fitted else None,
-            channels=data.channels,
-            resize=data.eval_resize,
-            stretch=data.stretch,
+            **({} if crops or not fitted else _shape(data)),
             length=config.model.sequence_length,
             dataset=self._find(),
         )
@@ -73,6 +73,8 @@ class RunData:
             source = subset.per_class(
                 source, data.labels_per_class, num_classes=self._info.num_classes, seed=config.seed
             )
+        if crops is not None:
+            source = sources.Fitted(WithCrops(source, crops), *_shape(data).values())
         return source if self._labels is None else _Relabelled(source, self._labels)
 
     def train_batches(self) -> pipeline.Batches:
@@ -84,6 +86,7 @@ class RunData:
             batch_size=config.batch_size,
             seed=config.seed,
             augment=None if config.data.shape is None else _augment(config.data),
+            crops=crops_of(config),
             process_index=part,
             process_count=parts,
             num_threads=config.data.threads,
@@ -105,9 +108,19 @@ class RunData:
         return None if info.class_names == self._classes else label_map(info, self._classes)
 
 
+def _shape(data: DataConfig) -> dict[str, Any]:
+    """What `sources.load` makes of stored images."""
+    return {
+        "image_size": data.shape,
+        "channels": data.channels,
+        "resize": data.eval_resize,
+        "stretch": data.stretch,
+    }
+
+
 def _augment(data: DataConfig) -> Augment:
-    shape = {"size": data.shape, "channels": data.channels}
-    return Augment.of(data, **shape, resize=data.eval_resize, stretch=data.stretch)
+    shape = _shape(data)
+    return Augment.of(data, size=shape.pop("image_size"), **shape)
 
 
 @dataclasses.dataclass(frozen=True)
