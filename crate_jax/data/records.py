@@ -86,12 +86,12 @@ class ArrayRecord(_Labelled):
     """A folder of array_record files in the form of TensorFlow datasets."""
 
     def __init__(self, path: Path):
-        import tensorflow_datasets as tfds  # seconds to import, and only this kind needs it
-
         accepted = "accepted: what python -m crate_jax.prepare or TensorFlow datasets wrote as array_record"
         if not (path / "dataset_info.json").is_file():
             half = "is not finished: start its preparation again" if (path / "prepare.json").is_file() else ""
             raise InputError(f"folder {path} {half or 'holds no dataset_info.json'}; {accepted}")
+        import tensorflow_datasets as tfds  # seconds to import, and only this kind needs it
+
         try:
             builder = tfds.builder_from_directory(path)
             raw = builder.as_data_source(deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
