@@ -152,6 +152,8 @@ class StopSignals:
             handlers = {signal.SIGINT: self._forward, signal.SIGHUP: self._forward}
         else:
             handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._request)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            del handlers[signal.SIGHUP]  # nohup: the run is to outlive its terminal.
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 

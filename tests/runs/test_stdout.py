@@ -63,3 +63,15 @@ def test_a_lost_terminal_is_a_wish_to_stop():
         os.kill(os.getpid(), signal.SIGHUP)
         assert signals.stop_after(2)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_under_nohup_a_lost_terminal_stops_nothing():
+    from crate_jax.parallel.processes import StopSignals
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.stop_after(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
