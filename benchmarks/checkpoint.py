@@ -16,9 +16,11 @@ os.environ.setdefault("PJRT_NPROC", "16")
 import jax
 
 from crate_jax import models
-from crate_jax.training import optim, sharding, state
+from crate_jax.parallel import sharding
+from crate_jax.runs.config import MeshConfig
+from crate_jax.runs.optimizers import AdamW
+from crate_jax.training import optim, state
 from crate_jax.training.checkpoint import Checkpoints
-from crate_jax.training.config import MeshConfig, OptimizerConfig
 
 
 def resident_bytes(what: str = "VmRSS") -> int:
@@ -36,7 +38,7 @@ def read_bytes() -> int:
 def main(width: int) -> None:
     mesh = sharding.make_mesh(MeshConfig("fsdp"))
     model = models.create(models.crate("tiny", dim=width, heads=width // 64))
-    tx = optim.make_optimizer(OptimizerConfig(name="adamw"), lambda step: 1e-3)
+    tx = optim.make_optimizer(AdamW(), lambda step: 1e-3)
     abstract = state.abstract_state(model, tx, mesh, ema=False, metric_names=("loss",))
     current = state.make_state(model, tx, jax.random.key(0), abstract)
     # Moments that are all zero would be compressed to nothing.
@@ -47,10 +49,11 @@ def main(width: int) -> None:
     x = jax.block_until_ready(work(jax.numpy.ones((512, 512))))
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
+        checkpoints.start_saving()
         start, before = time.perf_counter(), resident_bytes()
         checkpoints.save(current, 1, None)
         returned = time.perf_counter() - start
-        counted_at_return, during = checkpoints.latest_step, 0
+        counted_at_return, during = checkpoints.last_saved, 0
         done = Path(folder) / "checkpoints" / "1"
         while not done.exists():
             x = jax.block_until_ready(work(x))

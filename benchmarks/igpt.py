@@ -79,7 +79,7 @@ class Ours:
             jax.random.key(1), (BATCH.value, POSITIONS.value), 0, config.vocab_size
         )
         self.keys = jax.random.split(jax.random.key(2), BATCH.value)
-        self.sampler = sampling.make_sampler(self.model, SAMPLE_STEPS.value, sampling.Draw())
+        self.sampler = sampling.make_sampler(self.model, SAMPLE_STEPS.value, sampling.SamplingParams())
         self.states = {}
         self.uncached = jax.jit(lambda params, tokens: self.model.apply(params, tokens)[0][:, -1])
         self.optimizer, self.moments = optax.adam(1e-3, b2=0.95), None

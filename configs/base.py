@@ -7,8 +7,8 @@ Own images instead: --config.data.name=folder:PATH.
 """
 
 from crate_jax import models
-from crate_jax.training import recipes
-from crate_jax.training.config import Config, choose
+from crate_jax.runs import recipes
+from crate_jax.runs.config import Config, choose
 
 
 def digits() -> Config:

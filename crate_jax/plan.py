@@ -1,53 +1,61 @@
-"""Say whether a training step fits a machine that is not here, and what it will cost, by compiling it ahead of time."""
+"""Say whether a training step fits a machine that is not here, and what it will cost, by compiling it ahead of time.
+
+    python -m crate_jax.plan --config=configs/crate.py:base --topology=v5e:16x16
+    python -m crate_jax.plan --config=configs/crate.py:large --topology=h100:8 --search
+
+Nothing is run: the machine is not needed, only its compiler (pip install '.[tpu]' for TPUs).
+"""
 
 import dataclasses
 import json
 import sys
 from collections.abc import Iterator
 
-from absl import flags
-
 from crate_jax import InputError
 from crate_jax.models.stack import REMAT_POLICIES
+from crate_jax.parallel import sharding
+from crate_jax.parallel.sharding import MeshConfig
 from crate_jax.planning import topology as topologies
 from crate_jax.planning.compile import Plan, in_subprocess
-from crate_jax.training import cli, sharding
-from crate_jax.training.config import Config, MeshConfig, to_config_dict
-from crate_jax.training.console import console, human_bytes, table, wide_table
-from crate_jax.training.workdir import without_none
+from crate_jax.runs import cli
+from crate_jax.runs.config import Config, to_config_dict
+from crate_jax.runs.console import console, human_bytes, table, wide_table
+from crate_jax.runs.workdir import without_none
+from crate_jax.settings import REQUIRED, setting
 
 # Batches of a search are the configuration's times or by two, at most so often.
 DOUBLINGS = 6
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(cli.ConfigFlags):
+    """Those of a configuration, and the machine."""
+
+    topology: str = setting(REQUIRED, f"The machine: {topologies.ACCEPTED}.")
+    slices: int = setting(1, "TPU slices, joined by the data centre's network.", least=1)
+    mesh: str | None = setting(None, "In place of the configuration's mesh.preset.", choices=sharding.PRESETS)
+    json: bool = setting(False, "Print one JSON object instead of a table.")
+    search: bool = setting(False, "Try meshes, remat policies and batch sizes.")
+
+
 def main(argv: list[str]) -> None:
-    """`--config=… --topology=v5e:16x16 [--slices=2] [--mesh=fsdp_tp] [--json] [--search] [--config.KEY=VALUE …]`."""
-    values = flags.FlagValues()
-    own = {"flag_values": values}
-    flags.DEFINE_string("topology", None, topologies.ACCEPTED, **own)
-    flags.DEFINE_integer("slices", 1, "TPU slices, joined by the data centre's network.", **own)
-    flags.DEFINE_enum("mesh", None, list(sharding.PRESETS), "In place of config.mesh.preset.", **own)
-    flags.DEFINE_bool("json", False, "One JSON object instead of a table.", **own)
-    flags.DEFINE_bool("search", False, "Try meshes, remat policies and batch sizes.", **own)
-    config, _, overrides = cli.parse_config_file(argv, values)
-    if values["topology"].value is None:
-        raise InputError(f"--topology is required; accepted: {topologies.ACCEPTED}")
-    machine = topologies.parse(values["topology"].value, values["slices"].value)
+    flags, config, _, overrides = cli.parse_config_file(argv, Flags)
+    machine = topologies.parse(flags.topology, flags.slices)
     topologies.check_compiler(machine)
-    if values["mesh"].value is not None:
-        config = _with_mesh(config, values["mesh"].value)
+    if flags.mesh is not None:
+        config = _with_mesh(config, flags.mesh)
 
     def compiled(config: Config) -> Plan:
         described = without_none(to_config_dict(config).to_dict())
-        return in_subprocess(described, overrides, values["topology"].value, machine.slices)
+        return in_subprocess(described, overrides, flags.topology, machine.slices)
 
-    plans = list(search(config, machine, compiled)) if values["search"].value else [compiled(config)]
+    plans = list(search(config, machine, compiled)) if flags.search else [compiled(config)]
     if not plans:
         raise InputError("--search: every candidate was refused, each for the reason above")
     best = max(plans, key=_worth)
-    if values["json"].value:
+    if flags.json:
         print(json.dumps(dataclasses.asdict(best)))
-    elif values["search"].value:
+    elif flags.search:
         _show_search(plans, best)
     else:
         _show(best)
@@ -116,9 +124,25 @@ def _show(plan: Plan) -> None:
             "batch": f"{plan.batch_size}, remat {plan.remat}",
             **sent,
             "flops a step": f"{plan.flops_per_step:.3e} in matrix products",
-            "step at 40 % utilisation": f"{plan.step_seconds:.3g} s",
+            "time of those": f"{1e3 * plan.matmul_seconds:.3g} ms at the {plan.rates} rate",
+            "bytes moved": _moved(plan),
             "compiled in": f"{plan.compile_seconds:.1f} s",
         },
+    )
+    if plan.moved_by:
+        rows = [
+            [kind, times, human_bytes(size), f"{size / plan.moved_bytes:.0%}"]
+            for kind, times, size in plan.moved_by
+        ]
+        wide_table("what moves the bytes", ["kind", "times per step", "bytes per step", "share"], rows)
+
+
+def _moved(plan: Plan) -> str:
+    if plan.moved_bytes is None:
+        return "not known"
+    return (
+        f"{human_bytes(plan.moved_bytes)} per device and step, {1e3 * plan.memory_seconds:.3g} ms at the {plan.rates} "
+        f"rate; no step is faster than {1e3 * max(plan.memory_seconds, plan.matmul_seconds):.3g} ms"
     )
 
 
@@ -145,4 +169,4 @@ def _show_search(plans: list[Plan], best: Plan) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, joins=False)
+    cli.run(main, Flags)

@@ -1,52 +1,48 @@
-"""Write a dataset as array_record, once, in parallel; started again with the same output it goes on where it stopped."""
+"""Write a dataset as array_record, once, in parallel; started again with the same output it goes on where it stopped.
 
+    python -m crate_jax.prepare --input=folder:data/imagenet --output=data/imagenet-records
+    python -m crate_jax.prepare --input=tar:data/imagenet --output=data/imagenet-records --processes=16
+
+To train on it: --config.data.name=array_record:data/imagenet-records
+"""
+
+import dataclasses
 import math
 from pathlib import Path
 
-from absl import flags
-
-from crate_jax import InputError
 from crate_jax.data import prepare
-from crate_jax.training import console
+from crate_jax.runs import console
+from crate_jax.settings import REQUIRED, setting
 
-EXAMPLE = """  python -m crate_jax.prepare --input=folder:data/imagenet --output=data/imagenet-records
-  python -m crate_jax.train --config=configs/crate.py:small --config.data.name=array_record:data/imagenet-records"""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What to write, and how."""
+
+    input: str = setting(REQUIRED, "A dataset by name, such as folder:PATH or tar:PATH.")
+    output: Path = setting(REQUIRED, "The folder to write to.")
+    data_dir: Path | None = setting(None, "Where TensorFlow datasets are kept.")
+    unreadable: str = setting("skip", "What to do about unreadable images.", choices=("skip", "stop"))
+    processes: int | None = setting(None, "Number of processes; left out: one per core.", least=1)
+    shard_mib: float = setting(256.0, "Approximate size of a shard, in MiB.", above=0)
 
 
 def main(argv: list[str]) -> None:
-    values = flags.FlagValues()
-    flags.DEFINE_string(
-        "input", None, "A dataset by name, such as folder:PATH or tar:PATH.", flag_values=values
-    )
-    flags.DEFINE_string("output", None, "The folder to write to.", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "Where TensorFlow datasets are kept.", flag_values=values)
-    flags.DEFINE_enum(
-        "unreadable", "skip", ["skip", "stop"], "What to do about unreadable images.", flag_values=values
-    )
-    flags.DEFINE_integer("processes", None, "How many; default: one a core.", flag_values=values)
-    flags.DEFINE_float("shard_mib", 256, "Size of a shard, about.", flag_values=values)
-    rest = values(argv)
-    name, output = values["input"].value, values["output"].value
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    if name is None or output is None:
-        raise InputError(f"--input and --output are required. To start:\n{EXAMPLE}")
-    shard_mib, processes = values["shard_mib"].value, values["processes"].value
-    if not 0 < shard_mib < math.inf:
-        raise InputError(f"--shard_mib: found {shard_mib:g}; accepted: above 0")
-    if processes is not None and processes < 1:
-        raise InputError(f"--processes: found {processes}; accepted: 1 or more")
-    output = Path(output).expanduser()
+    # Not above: the processes that write shards import this file and need no JAX.
+    from crate_jax.runs import cli
+
+    flags = cli.parse(argv, Flags)
+    output = flags.output.expanduser()
     done = prepare.prepare(
-        name,
+        flags.input,
         output,
-        data_dir=values["data_dir"].value,
-        stop_at_unreadable=values["unreadable"].value == "stop",
-        num_processes=processes,
-        shard_bytes=math.ceil(shard_mib * 2**20),
+        data_dir=None if flags.data_dir is None else str(flags.data_dir),
+        stop_at_unreadable=flags.unreadable == "stop",
+        num_processes=flags.processes,
+        shard_bytes=math.ceil(flags.shard_mib * 2**20),
         progress=console.progress,
     )
-    _report(name, output, done)
+    _report(flags.input, output, done)
 
 
 def _report(name: str, output: Path, done: prepare.Prepared) -> None:
@@ -67,7 +63,6 @@ def _report(name: str, output: Path, done: prepare.Prepared) -> None:
 
 
 if __name__ == "__main__":
-    # Not above: the processes that write shards import this file and need no JAX.
-    from crate_jax.training import cli
+    from crate_jax.runs import cli
 
-    cli.run(main, joins=False)
+    cli.run(main, Flags)

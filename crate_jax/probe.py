@@ -1,4 +1,10 @@
-"""Probe every layer: linear classifier and nearest neighbours, beside an untrained network and raw pixels."""
+"""Probe every layer: linear classifier and nearest neighbours, beside an untrained network and raw pixels.
+
+    python -m crate_jax.probe --workdir=runs/igpt
+    python -m crate_jax.probe --checkpoint=crate_b.pth --family=crate --heads=12 --workdir=runs/b --config.data.name=npz:FILE
+
+Writes report/probe.json and report/probe.png in the run's folder.
+"""
 
 import dataclasses
 import json
@@ -6,40 +12,53 @@ import math
 from pathlib import Path
 
 import jax
-from absl import flags
 
 from crate_jax import InputError, models, weights
 from crate_jax.analysis import features, figures, linear_probe
 from crate_jax.analysis.linear_probe import Probe
-from crate_jax.training import cli
-from crate_jax.training.config import Config, DataConfig
-from crate_jax.training.console import console, wide_table
-from crate_jax.training.metrics import write_atomically
-from crate_jax.training.restore import open_data, open_run
-from crate_jax.training.run import Run
-from crate_jax.training.sharding import tree_shardings
+from crate_jax.parallel import processes
+from crate_jax.parallel.sharding import tree_shardings
+from crate_jax.runs import cli
+from crate_jax.runs.config import Config, DataConfig
+from crate_jax.runs.console import console, wide_table
+from crate_jax.runs.metrics import write_if_possible
+from crate_jax.settings import setting
+from crate_jax.training.building import Run
+from crate_jax.training.checkpoint import BEST, LATEST
+from crate_jax.training.opening import open_model, open_run
+from crate_jax.training.restoring import at_resolution
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(cli.WorkdirFlags, processes.JobFlags):
+    """Those of a run and of a job, and what else may be probed."""
+
+    random: bool = setting(False, "Probe the untrained network alone.")
+    checkpoint: str = setting(
+        LATEST,
+        "The checkpoint: latest, best, or the step of one that is kept; or a released file, in place of a run's.",
+    )
+    family: str | None = setting(None, "The family of the released checkpoint.", choices=weights.FAMILIES)
+    heads: int | None = setting(None, "Its number of heads.", least=1)
 
 
 def main(argv: list[str]) -> None:
-    values = flags.FlagValues()
-    flags.DEFINE_bool("random", False, "Probe the untrained network alone.", flag_values=values)
-    flags.DEFINE_string("checkpoint", None, "A released checkpoint, in place of a run's.", flag_values=values)
-    flags.DEFINE_string("family", None, "What the checkpoint is of.", flag_values=values)
-    flags.DEFINE_integer("heads", None, "The checkpoint's number of heads.", flag_values=values)
-    values(argv, known_only=True)
-    if values["checkpoint"].value is not None:
-        run, params = open_released(argv, values)
-        probe(run, {Path(values["checkpoint"].value).stem: params})
+    checkpoint = cli.peek(argv, Flags).checkpoint
+    if checkpoint not in (LATEST, BEST) and not checkpoint.isdecimal():
+        run, params = open_released(argv)
+        probe(run, {Path(checkpoint).stem: params})
         return
-    config, path, overrides = cli.parse_workdir(argv, values)
-    if values["random"].value:
-        probe(open_data(config, path), {})
+    flags, config, path, overrides = cli.parse_workdir(argv, Flags)
+    if flags.random:
+        probe(open_model(config, path), {})
     else:
-        run, params, step = open_run(config, path, overrides, match_classes=False)
+        run, params, step = open_run(
+            path, checkpoint, config=config, overrides=overrides, match_classes=False
+        )
         probe(run, {f"step-{step}": params})
 
 
-def open_released(argv: list[str], values: flags.FlagValues) -> tuple[Run, models.Params]:
+def open_released(argv: list[str]) -> tuple[Run, models.Params]:
     """The released checkpoint of `--checkpoint=FILE --family=… --heads=… --workdir=… --config.data.name=…`.
 
     The workdir may be a new folder. Images are normalised as `--config.data.mean` and `--config.data.std` say; those of a
@@ -48,12 +67,12 @@ def open_released(argv: list[str], values: flags.FlagValues) -> tuple[Run, model
     Raises:
       InputError: a flag is missing, or the checkpoint is not of the family (see `weights.load`).
     """
-    file, family, heads = (values[name].value for name in ("checkpoint", "family", "heads"))
-    if family is None or heads is None:
+    flags = cli.peek(argv, Flags)
+    if flags.family is None or flags.heads is None:
         raise InputError(
             f"--checkpoint needs --family ({', '.join(weights.FAMILIES)}) and --heads (their number) beside it"
         )
-    model, params = weights.load(file, family, heads=heads)
+    model, params = weights.load(flags.checkpoint, flags.family, heads=flags.heads)
     if isinstance(model, models.TokenConfig):
         default = Config(
             model=model,
@@ -62,10 +81,11 @@ def open_released(argv: list[str], values: flags.FlagValues) -> tuple[Run, model
         )
     else:
         default = Config(model=model, data=DataConfig(image_size=model.image_size, channels=model.channels))
-    config, path, overrides = cli.parse_workdir(argv, values, default)
+    _, config, path, overrides = cli.parse_workdir(argv, Flags, default)
     if "data.name" not in overrides:
         raise InputError("--checkpoint needs the data beside it, such as --config.data.name=folder:PATH")
-    run = open_data(config, path)
+    run = open_model(config, path)
+    params = at_resolution(params, model, run.config.model)
     return run, jax.device_put(params, tree_shardings(params, run.mesh))
 
 
@@ -80,9 +100,9 @@ def probe(run: Run, networks: dict[str, models.Params]) -> dict[str, Probe]:
     Raises:
       InputError: the data are unreadable, or a class has too few examples.
     """
-    if run.info.kind == "text":
+    if not run.info.num_classes:
         raise InputError(
-            f"data.name: {run.info.name} is text, which has no classes to probe; accepted: labelled images"
+            f"data.name: {run.info.name} is {run.info.kind}, which has no classes to probe; accepted: labelled images"
         )
     with jax.set_mesh(run.mesh):
         init = jax.jit(run.model.init, out_shardings=tree_shardings(run.model.abstract_params, run.mesh))
@@ -100,16 +120,14 @@ def probe(run: Run, networks: dict[str, models.Params]) -> dict[str, Probe]:
 
 def _report(run: Run, probed: dict[str, Probe]) -> None:
     report = run.workdir / "report"
-    report.mkdir(parents=True, exist_ok=True)
     lists = {
         name: {field: values.tolist() for field, values in result._asdict().items()}
         for name, result in probed.items()
     }
     about = {"data": dataclasses.asdict(run.info), "strengths": linear_probe.STRENGTHS}
-    write_atomically(report / "probe.json", json.dumps({**about, "probes": lists}, indent=1) + "\n")
     title = f"{run.model.config.family} on {run.info.name}"
     networks = {name: result for name, result in probed.items() if name != "pixels"}
-    figures.probe(networks, probed["pixels"], report / "probe.png", title=f"{title}: probes by layer")
+    picture = figures.probe(networks, probed["pixels"], title=f"{title}: probes by layer")
     columns = [column for name in networks for column in (f"{name} %", "C", "k-NN %")]
     rows = [
         [layer + 1, *(cell for result in networks.values() for cell in _cells(result, layer))]
@@ -125,7 +143,11 @@ def _report(run: Run, probed: dict[str, Probe]) -> None:
             console.print(
                 f"{name}: L-BFGS stopped early in some layers (gradient {worst:.1e} of that at zero)"
             )
-    console.print(f"written: {report / 'probe.json'}, {report / 'probe.png'}")
+    text = json.dumps({**about, "probes": lists}, indent=1) + "\n"
+    files = {report / "probe.json": text, report / "probe.png": picture}
+    written = [str(file) for file, content in files.items() if write_if_possible(file, content)]
+    if written:
+        console.print(f"written: {', '.join(written)}", markup=False)
 
 
 def _cells(result: Probe, layer: int) -> list[str]:
@@ -134,4 +156,4 @@ def _cells(result: Probe, layer: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

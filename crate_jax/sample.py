@@ -1,22 +1,31 @@
-"""Draw images from a trained next-pixel model, or complete the lower part of given ones; write text with one of bytes."""
+"""Draw images from a trained next-pixel model, complete the lower part of given ones, or write text with a model of bytes.
 
+    python -m crate_jax.sample --workdir=runs/igpt --num=32 --temperature=0.9
+    python -m crate_jax.sample --workdir=runs/igpt --mode=complete --input=FOLDER
+    python -m crate_jax.sample --workdir=runs/text --prompt="def "
+
+Writes report/samples.png (or completions.png, or samples.txt) in the run's folder, and the tokens beside it as .npz.
+"""
+
+import dataclasses
 import io
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 
 from crate_jax import InputError, models
 from crate_jax.analysis.pictures import image_grid
-from crate_jax.data import folders
+from crate_jax.data import folders, subset
 from crate_jax.models import sampling
-from crate_jax.training import cli, sharding
-from crate_jax.training.console import console, progress, table
-from crate_jax.training.metrics import write_atomically
-from crate_jax.training.restore import open_run
-from crate_jax.training.run import Run
-from crate_jax.training.tokenizer import Pixels, make_tokenizer
+from crate_jax.parallel import processes, sharding
+from crate_jax.runs import cli
+from crate_jax.runs.console import console, progress, table
+from crate_jax.runs.metrics import write_atomically
+from crate_jax.settings import LARGEST_SEED, setting
+from crate_jax.tasks.tokenizer import make_tokenizer
+from crate_jax.training.building import Run
+from crate_jax.training.opening import open_run
 
 MODES = ("unconditional", "complete")
 TASKS = ("autoregressive", "joint")
@@ -24,44 +33,42 @@ TASKS = ("autoregressive", "joint")
 UNKNOWN = 128
 
 
-def define_flags() -> flags.FlagValues:
-    """The command's own flags."""
-    values = flags.FlagValues()
-    own = {"flag_values": values}
-    flags.DEFINE_enum("mode", "unconditional", MODES, "Draw whole images, or complete given ones.", **own)
-    flags.DEFINE_integer("rows", None, "Rows of pixels that are given, from the top; half by default.", **own)
-    flags.DEFINE_integer("num", 16, "Number of images.", **own)
-    flags.DEFINE_float("temperature", 1.0, "Logits are divided by it.", **own)
-    flags.DEFINE_integer("top_k", None, "Draw from so many of the likeliest tokens only.", **own)
-    flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens of this probability together.", **own)
-    flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", **own)
-    flags.DEFINE_string("input", None, "An image or a folder to complete; the test split by default.", **own)
-    flags.DEFINE_string("prompt", None, "What a text begins with.", **own)
-    flags.DEFINE_string("output", None, "The PNG, the tokens beside it as .npz; of text a file of it.", **own)
-    return values
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(cli.WorkdirFlags, processes.JobFlags):
+    """Those of a run and of a job, and how to draw."""
+
+    mode: str = setting("unconditional", "Draw whole images, or complete given ones.", choices=MODES)
+    rows: int | None = setting(None, "Rows of pixels that are given, from the top; left out: half.", least=1)
+    num: int = setting(16, "Number of images or texts.", least=1)
+    temperature: float = setting(1.0, "Logits are divided by it.", above=0)
+    top_k: int | None = setting(None, "Draw from this many of the likeliest tokens only.", least=1)
+    top_p: float | None = setting(
+        None, "Draw from the likeliest tokens that have this probability together.", above=0, most=1
+    )
+    seed: int = setting(0, "The same seed draws the same images.", least=0, most=LARGEST_SEED)
+    input: Path | None = setting(None, "An image or a folder to complete; left out: the test split.")
+    prompt: str | None = setting(None, "What a text begins with.")
+    output: Path | None = setting(None, "The PNG, with the tokens beside it as .npz; for text, a text file.")
 
 
 def main(argv: list[str]) -> None:
-    options = define_flags()
-    config, path, overrides = cli.parse_workdir(options(argv, known_only=True))
+    flags, config, path, overrides = cli.parse_workdir(argv, Flags)
     if config.task not in TASKS:
         raise InputError(
             f"--workdir: {path} was trained for task {config.task!r}; accepted: {', '.join(TASKS)}"
         )
-    num, mode, rows = (options[name].value for name in ("num", "mode", "rows"))
-    if num < 1:
-        raise InputError(f"--num: found {num}; accepted: 1 or more")
+    num, mode, rows = flags.num, flags.mode, flags.rows
     if mode == "unconditional":
         for name in ("rows", "input"):
-            if options[name].value is not None:
+            if getattr(flags, name) is not None:
                 raise InputError(f"--{name} belongs to --mode=complete")
-    draw = sampling.Draw(*(options[name].value for name in ("temperature", "top_k", "top_p")))
-    draw.check(config.model.vocab_size)
-    run, params, step = open_run(config, path, overrides)
-    if run.info.kind == "text":
-        _write_text(run, params, step, options, draw)
+    sampling_params = sampling.SamplingParams(flags.temperature, flags.top_k, flags.top_p)
+    sampling_params.check(config.model.vocab_size)
+    run, params, step = open_run(path, flags.checkpoint, config=config, overrides=overrides)
+    if run.info.tokens is not None:
+        _write_text(run, params, step, flags, sampling_params)
         return
-    if options["prompt"].value is not None:
+    if flags.prompt is not None:
         raise InputError(
             "--prompt is for models of text; of images the upper rows are given, with --mode=complete"
         )
@@ -69,17 +76,17 @@ def main(argv: list[str]) -> None:
     rows = size // 2 if rows is None else rows
     if mode == "complete" and not 0 < rows < size:
         raise InputError(f"--rows: found {rows}; accepted: 1 to {size - 1}, some of the image's {size} rows")
-    tokenizer = make_tokenizer(Pixels(run.info.max_value, run.colours), config.model.vocab_size)
+    tokenizer = make_tokenizer(run.meaning, run.config.model.vocab_size)
     originals, given = np.zeros((num, size * size), np.int32), 0
     if mode == "complete":
-        images = _inputs(run, options["input"].value, num)
+        images = _inputs(run, flags.input, num)
         originals, given = np.asarray(tokenizer.encode(images)), rows * size
-    tokens = draw_tokens(run, params, originals, given, draw, options["seed"].value)
+    tokens = draw_tokens(run, params, originals, given, sampling_params, flags.seed)
 
     default = run.workdir / "report" / ("samples.png" if mode == "unconditional" else "completions.png")
-    output = Path(options["output"].value or default)
+    output = flags.output or default
     output.parent.mkdir(parents=True, exist_ok=True)
-    scale = 255 / run.info.max_value if run.colours is None else 1
+    scale = 255 / run.info.max_value if run.palette is None else 1
     pictures = [tokenizer.decode(tokens) * scale]
     arrays = {"tokens": tokens}
     if mode == "complete":
@@ -100,34 +107,42 @@ def main(argv: list[str]) -> None:
 
 
 def _write_text(
-    run: Run, params: models.Params, step: int, options: flags.FlagValues, draw: sampling.Draw
+    run: Run, params: models.Params, step: int, flags: Flags, sampling_params: sampling.SamplingParams
 ) -> None:
     """Print texts as long as the model's window, and write them to a file."""
-    if options["mode"].value != "unconditional":
+    if flags.mode != "unconditional":
         raise InputError(
-            "--mode: found 'complete' for a model of text; accepted: --prompt=TEXT, which it goes on from"
+            f"--mode: found 'complete' for a model of {run.info.kind}; accepted: --prompt=TEXT, which it goes on from"
         )
-    prompt = np.frombuffer((options["prompt"].value or "").encode(), np.uint8)
-    positions = run.model.config.num_positions
+    meaning, positions = run.info.tokens, run.model.config.num_positions
+    prompt = meaning.encode(flags.prompt or "")
     if len(prompt) >= positions:
         raise InputError(
-            f"--prompt: found {len(prompt)} bytes; accepted: fewer than the window of {positions}"
+            f"--prompt: found {len(prompt)} {meaning.unit}s; accepted: fewer than the window of {positions}"
         )
-    tokens = np.zeros((options["num"].value, positions), np.int32)
+    tokens = np.zeros((flags.num, positions), np.int32)
     tokens[:, : len(prompt)] = prompt
-    drawn = draw_tokens(run, params, tokens, len(prompt), draw, options["seed"].value)
-    texts = [row.astype(np.uint8).tobytes().decode(errors="replace") for row in drawn]
-    output = Path(options["output"].value or run.workdir / "report" / "samples.txt")
+    drawn = draw_tokens(run, params, tokens, len(prompt), sampling_params, flags.seed)
+    texts = [meaning.decode(row) for row in drawn]
+    output = flags.output or run.workdir / "report" / "samples.txt"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, "\n\n".join(texts) + "\n")
     for number, text in enumerate(texts, 1):
         console.rule(f"{number}")
         console.print(text, markup=False)
-    table(f"{run.workdir} at step {step}", {"written": f"{len(texts)} × {positions} bytes", "file": output})
+    table(
+        f"{run.workdir} at step {step}",
+        {"written": f"{len(texts)} × {positions} {meaning.unit}s", "file": output},
+    )
 
 
 def draw_tokens(
-    run: Run, params: models.Params, prompt: np.ndarray, given: int, draw: sampling.Draw, seed: int
+    run: Run,
+    params: models.Params,
+    prompt: np.ndarray,
+    given: int,
+    sampling_params: sampling.SamplingParams,
+    seed: int,
 ) -> np.ndarray:
     """Tokens int32 `[b, n]` whose first `given` are those of `prompt` `[b, n]`, the batch split over the mesh.
 
@@ -144,7 +159,7 @@ def draw_tokens(
         state = sampling.State(0, jax.device_put(previous, split), cache)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(padded)))
         padded, keys = jax.device_put((padded, keys), split)
-        sampler = sampling.make_sampler(run.model, row, draw)
+        sampler = sampling.make_sampler(run.model, row, sampling_params)
         drawn = []
         with progress("rows of pixels", positions // row) as advance:
             for _ in range(positions // row):
@@ -154,17 +169,17 @@ def draw_tokens(
     return np.concatenate(drawn, axis=1)[:count]
 
 
-def _inputs(run: Run, path: str | None, num: int) -> np.ndarray:
+def _inputs(run: Run, path: Path | None, num: int) -> np.ndarray:
     """Images to complete, uint8 `[b, s, s, c]`, b ≤ num."""
     data = run.config.data
     if path is None:
-        source = run.source("test")
-        chosen = np.linspace(0, len(source) - 1, min(num, len(source)), dtype=int)
-        return np.stack([source[int(i)]["image"] for i in chosen])
-    images = folders.read_images(Path(path), limit=num, size=data.image_size, channels=data.channels)
+        source = run.data.source("test")
+        some = subset.spread(source, num)
+        return np.stack([some[i]["image"] for i in range(len(some))])
+    images = folders.read_images(path, limit=num, size=data.image_size, channels=data.channels)
     # Files use all of a byte, the digits 17 values of it.
     return np.rint(images * (run.info.max_value / 255)).astype(np.uint8)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

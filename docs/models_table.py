@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from crate_jax import models
 from crate_jax.analysis import ablation
-from crate_jax.planning.flops import matmul_flops
-from crate_jax.training.config import from_config_dict
+from crate_jax.parallel.flops import matmul_flops
+from crate_jax.runs.config import from_config_dict
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = pathlib.Path(__file__).with_name("models.md")
@@ -50,7 +50,7 @@ def sizes():
 
 
 def variants(workdir):
-    names = runpy.run_path(str(ROOT / "configs" / "crate.py"))["STUDIES"]["ablation"]
+    names = runpy.run_path(str(ROOT / "configs" / "crate.py"))["STUDIES"]["ablation"].runs
     rows = ablation.read(workdir, names)
     lines = ["| " + " | ".join(str(cell) for cell in row.cells()) + " |" for row in rows]
     return table(list(ablation.HEADERS), lines)

@@ -6,8 +6,8 @@ import sys
 import matplotlib.pyplot as plt
 
 from crate_jax.analysis import figures
-from crate_jax.training import workdir
-from crate_jax.training.metrics import read_metrics
+from crate_jax.runs import workdir
+from crate_jax.runs.metrics import read_metrics
 
 
 def points(lines: list[dict], key: str, epochs_per_step: float) -> tuple[list[float], list[float]]:
@@ -33,7 +33,7 @@ def main(folders: list[str]) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.tight_layout()
-    figures.save(figure, pathlib.Path(__file__).with_name("results-cifar10.png"))
+    pathlib.Path(__file__).with_name("results-cifar10.png").write_bytes(figures.as_png(figure))
 
 
 if __name__ == "__main__":

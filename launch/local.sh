@@ -72,6 +72,9 @@ status=0
 for child in "${children[@]}"; do
   # A trapped signal interrupts wait: ask again until the child is gone.
   while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
-  wait "$child" || status=$?
+  code=0
+  wait "$child" || code=$?
+  # 75 says that the run was stopped and saved; a process that failed says more.
+  case "$code:$status" in 0:* | 75:[1-9]*) ;; *) status=$code ;; esac
 done
 exit "$status"

@@ -50,7 +50,7 @@ esac
 [ -n "$name" ] || fail "--name is required"
 [ -n "$zone" ] || fail "--zone is required"
 if [ "$action" = run ] || [ "$action" = train ]; then
-  [[ " ${arguments[*]:-}" == *" --workdir="* ]] || fail "the flags of crate_jax.train are missing: -- --config=… --workdir=…"
+  [[ " ${arguments[*]:-}" =~ \ --workdir[=\ ] ]] || fail "the flags of crate_jax.train are missing: -- --config=… --workdir=…"
 fi
 if [ -z "$runtime" ]; then
   case "$type" in
@@ -100,16 +100,6 @@ run() {
 
 delete() { perform gcloud compute tpus queued-resources delete "$name" "--zone=$zone" --force --quiet; }
 
-# Whether the run has reached its end; false too when the slice is gone.
-finished() {
-  local workdir=
-  for argument in "${arguments[@]}"; do
-    case "$argument" in --workdir=*) workdir="${argument#*=}" ;; esac
-  done
-  gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" --worker=0 \
-    "--command=cd crate_jax && grep -qs '\"final\": true' $(printf '%q' "$workdir")/metrics.jsonl" 2>/dev/null
-}
-
 train() {
   if $dry_run; then create; install; run; delete; return; fi
   while true; do
@@ -118,12 +108,14 @@ train() {
       create
     fi
     install
-    # Told to stop, a run saves and ends well; a slice that is taken away cuts the connection. Both go on from there.
-    if run; then
-      finished && break
-    elif [ "$(state)" = ACTIVE ]; then
-      fail "the run failed on a slice that is still there; see above"
-    fi
+    # A run that is told to stop saves and ends with 75; a slice that is taken away cuts the connection. Both go on from there.
+    local code=0
+    run || code=$?
+    case "$code" in
+      0) break ;;
+      75) ;;
+      *) [ "$(state)" != ACTIVE ] || fail "the run failed with exit code $code on a slice that is still there; see above" ;;
+    esac
     echo "stopped before the end of the run; going on"
     sleep 60
   done

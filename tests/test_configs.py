@@ -12,15 +12,15 @@ import pytest
 from conftest import ROOT, TINY, load_config
 
 from crate_jax import InputError, models
+from crate_jax.parallel import processes
+from crate_jax.runs.config import from_config_dict, steps, to_config_dict
 from crate_jax.train import train
-from crate_jax.training import processes
-from crate_jax.training.config import from_config_dict, steps, to_config_dict
 
 SHRUNK = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}
 
 
 def variants(file: str) -> list[str]:
-    """What a config file accepts, studies left out (tests/test_report.py has those)."""
+    """What a config file accepts, studies left out (tests/test_study.py has those)."""
     get_config = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))["get_config"]
     with pytest.raises(InputError) as error:
         get_config("?")
@@ -99,29 +99,12 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     traced = [line["step"] for line in lines if "layer/00/coding_rate" in line]
     assert traced == [15, 30]
     assert (tmp_path / "report" / "layerwise.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report" / "index.html").read_text().count("data:image/png") == 2
     assert (tmp_path / "report" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())[-1] == 30
     # The latest and the best are kept, nothing else.
     assert len(list((tmp_path / "checkpoints").iterdir())) <= 2
     assert json.loads((tmp_path / "config.json").read_text())["ema_decay"] == 0.9
-
-
-def test_the_step_compiles_once(tmp_path, tiny_config):
-    from crate_jax.training import steps as functions
-
-    traced = []
-    original = functions.loss_and_grad
-
-    def counting(*args):
-        traced.append(1)
-        return original(*args)
-
-    functions.loss_and_grad = counting
-    try:
-        train(tiny_config, tmp_path)
-    finally:
-        functions.loss_and_grad = original
-    assert len(traced) == 1
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from conftest import TINY, command, load_config, run
 from crate_jax import InputError, evaluate, models
 from crate_jax.data import sources
 from crate_jax.train import train
-from crate_jax.training.restore import _label_map, open_run
-from crate_jax.training.workdir import read_config
+from crate_jax.training.opening import open_run
+from crate_jax.training.run_data import label_map
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_fine_tuning_starts_at_another_resolution(trained, tmp_path):
     changes = {"data.image_size": 16, "model.patch_size": 4, "init_from": str(workdir), "optimizer.lr": 0.0}
     lengths = {"total_steps": 2, "eval_steps": 2, "checkpoint_steps": 2, "trace_steps": 2}
     train(load_config({**TINY, **changes, **lengths}), tmp_path, {"data.image_size", "model.patch_size"})
-    (before, old, _), (after, new, _) = (open_run(read_config(path), path) for path in (workdir, tmp_path))
+    (before, old, _), (after, new, _) = (open_run(path) for path in (workdir, tmp_path))
     assert (before.model.config.grid, after.model.config.grid) == ((2, 2), (4, 4))
     expected = models.resize_positions(old.pop("position_embedding"), (2, 2), (4, 4))
     np.testing.assert_array_equal(new.pop("position_embedding"), expected)
@@ -112,11 +112,11 @@ def test_classes_called_by_number_are_those_numbers():
     """ImageNet-V2's folders; the order in which they are listed does not matter."""
     info = dataclasses.replace(sources.inspect("digits"), class_names=("0", "2", "11", "1"))
     known = tuple(f"n{i:08}" for i in range(12))
-    assert _label_map(info, known).tolist() == [0, 2, 11, 1]
+    assert label_map(info, known).tolist() == [0, 2, 11, 1]
     with pytest.raises(InputError, match="classes 0, 2, 11, 1 are not among"):
-        _label_map(info, known[:11])
+        label_map(info, known[:11])
     digits = sources.inspect("digits").class_names
-    assert _label_map(dataclasses.replace(info, class_names=("7", "3")), digits).tolist() == [7, 3]
+    assert label_map(dataclasses.replace(info, class_names=("7", "3")), digits).tolist() == [7, 3]
 
 
 def test_real_labels_count_any_class_of_an_image_and_skip_images_without(trained, tmp_path):

@@ -1,11 +1,9 @@
 """The launch scripts: they say what they would do, shellcheck finds nothing, the YAML is what its readers expect."""
 
-import contextlib
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +12,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from crate_jax import train
 from crate_jax.planning.compile import GPU_SHARE
+from crate_jax.runs import cli
 
 SCRIPTS = [
     *(ROOT / "launch").glob("*.sh"),
@@ -111,7 +111,7 @@ def test_the_jobset_is_one():
     chips = [int(n) for n in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")]
     hosts = chips[0] * chips[1] // container["resources"]["limits"]["google.com/tpu"]
     assert job["parallelism"] == job["completions"] == hosts
-    assert container["command"][:2] == ["sh", "-c"]
+    assert container["command"][:3] == ["python", "-m", "crate_jax.train"]  # It receives SIGTERM itself.
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
 
@@ -124,53 +124,101 @@ def test_the_sky_task_names_all_processes():
         assert flag in task["run"]
 
 
-def scripts(folder: Path) -> dict[str, str]:
-    """What the JobSet and the SkyPilot task run, with the workdir and the data in another folder."""
-    (jobset,) = yaml.safe_load_all((ROOT / "launch" / "gke_jobset.yaml").read_text())
-    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+def python_that(ends: str, folder: Path) -> None:
+    """A stand-in for Python: a shell script that ends as it is told."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\n{ends}\n")
+    python.chmod(0o755)
+
+
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_sky_ends_as_the_run_does(code, tmp_path):
+    python_that(f"exit {code}", tmp_path)
     task = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
-    found = {"jobset": pod["containers"][0]["command"][2], "sky": task["run"].replace(".venv/bin/", "")}
-    return {name: script.replace("/data/", f"{folder}/") for name, script in found.items()}
-
-
-@pytest.mark.parametrize("name", ["jobset", "sky"])
-@pytest.mark.parametrize(("code", "final"), [(0, True), (0, False), (1, True), (3, False)])
-def test_a_run_that_was_stopped_has_not_succeeded(name, code, final, tmp_path):
-    workdir = tmp_path / "crate-base"
-    workdir.mkdir()
-    (workdir / "metrics.jsonl").write_text('{"step": 9, "final": true}\n' if final else '{"step": 9}\n')
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\nexit {code}\n")
-    python.chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_NODES": "1"}
-    done = subprocess.run(["sh", "-c", scripts(tmp_path)[name]], env=env, timeout=60, check=False)
-    assert (done.returncode == 0) == (code == 0 and final)
+    script = task["run"].replace(".venv/bin/", "")
+    assert subprocess.run(["sh", "-c", script], env=env, timeout=60, check=False).returncode == code
 
 
-def test_the_jobset_passes_sigterm_on(tmp_path):
-    python = tmp_path / "python"
-    python.write_text(
-        "#!/bin/sh\ntrap 'echo stopped; exit 0' TERM\necho started\nwhile :; do sleep 0.05; done\n"
-    )
-    python.chmod(0o755)
-    process = subprocess.Popen(
-        ["sh", "-c", scripts(tmp_path)["jobset"]],
+@pytest.mark.parametrize(
+    ("codes", "status"), [((0, 0), 0), ((75, 75), 75), ((75, 1), 1), ((1, 75), 1), ((0, 75), 75), ((0, 2), 2)]
+)
+def test_local_ends_as_its_processes_do(codes, status, tmp_path):
+    python_that(f'case "$*" in *--process_id=0) exit {codes[0]} ;; *) exit {codes[1]} ;; esac', tmp_path)
+    launch = tmp_path / "checkout" / "launch"  # Without the .venv of this one.
+    launch.mkdir(parents=True)
+    shutil.copy(ROOT / "launch" / "local.sh", launch)
+    done = subprocess.run(
+        ["bash", str(launch / "local.sh"), "--processes=2", *TRAIN],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        timeout=60,
+        check=False,
     )
-    try:
-        assert process.stdout.readline() == "started\n"
-        process.terminate()
-        assert process.communicate(timeout=60)[0] == "stopped\n"
-        assert process.returncode > 0, "saved, but not at its end"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    assert done.returncode == status
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (75, True)])
+def test_slurm_requeues_what_was_stopped(code, requeued, tmp_path):
+    for name, ends in (
+        ("srun", f"exit {code}"),
+        ("scontrol", f'echo "$@" > {tmp_path}/requeued'),
+        ("python", ""),
+    ):
+        python_that(ends, tmp_path)
+        (tmp_path / "python").rename(tmp_path / name)
+    done = subprocess.run(
+        ["bash", str(ROOT / "launch" / "slurm.sbatch"), *TRAIN],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    asked = tmp_path / "requeued"
+    assert asked.is_file() == requeued
+    assert not requeued or asked.read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize(
+    ("codes", "state", "status"),
+    [("0", "ACTIVE", 0), ("75 0", "ACTIVE", 0), ("1", "ACTIVE", 2), ("255 0", "SUSPENDED", 0)],
+)
+def test_a_slice_that_is_stopped_is_asked_for_again(codes, state, status, tmp_path):
+    """gcloud's stand-in: the training command ends with one code after the other, everything else succeeds."""
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    (tmp_path / "state").write_text("ACTIVE")
+    python_that(
+        f"""case "$*" in
+*describe*) cat {tmp_path}/state ;;
+*queued-resources\\ create*) printf ACTIVE > {tmp_path}/state ;;
+*crate_jax.train*)
+  code=$(head -n1 {tmp_path}/codes); sed -i 1d {tmp_path}/codes
+  [ "$code" -lt 100 ] || printf {state} > {tmp_path}/state
+  echo "run" >> {tmp_path}/log; exit "$code" ;;
+esac""",
+        tmp_path,
+    )
+    (tmp_path / "python").rename(tmp_path / "gcloud")
+    for name in ("git", "sleep"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    command = ["bash", str(ROOT / "launch" / "tpu_pod.sh"), "train", "--name=n", "--zone=z", "--", *TRAIN]
+    done = subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, timeout=60, check=False)
+    assert done.returncode == status
+    assert (tmp_path / "log").read_text().split() == ["run"] * len(codes.split())
 
 
 def test_configurations_that_launch_files_name_exist():
     for path in (ROOT / "launch").iterdir():
         for name in re.findall(r"--config=(configs/\w+\.py)", path.read_text()):
             assert (ROOT / name).is_file(), (path.name, name)
+
+
+def test_the_flags_of_launch_files_are_accepted():
+    task = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
+    script = re.sub(r"\$\(.*\)", "host", task["run"]).replace("\\\n", "")
+    script = script.replace("$SKYPILOT_NUM_NODES", "2").replace("$SKYPILOT_NODE_RANK", "0")
+    (jobset,) = yaml.safe_load_all((ROOT / "launch" / "gke_jobset.yaml").read_text())
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    for words in (shlex.split(script), pod["containers"][0]["command"]):
+        _, config, workdir, _ = cli.parse_config_file(words[2:], train.Flags)
+        assert (config.mesh.preset, workdir) == ("hybrid", Path("/data/crate-base"))

@@ -10,9 +10,9 @@ from conftest import ROOT, TINY, load_config
 from crate_jax import InputError, probe, weights
 from crate_jax.analysis import features, linear_probe
 from crate_jax.data import sources
+from crate_jax.runs import cli
 from crate_jax.train import train
-from crate_jax.training import cli
-from crate_jax.training.restore import open_run
+from crate_jax.training.opening import open_run
 
 FIXTURES = ROOT / "tests" / "fixtures"
 
@@ -59,7 +59,8 @@ def test_a_trained_run(workdir, capsys):
 
 def test_a_released_checkpoint_on_data_of_other_classes(workdir, folder, tmp_path):
     data = f"--config.data.name=folder:{folder}"
-    run, params, _ = open_run(*cli.parse_workdir(["", f"--workdir={workdir}", data]), match_classes=False)
+    _, config, _, overrides = cli.parse_workdir(["", f"--workdir={workdir}", data], cli.WorkdirFlags)
+    run, params, _ = open_run(workdir, config=config, overrides=overrides, match_classes=False)
     np.savez(tmp_path / "released.npz", **weights.export(params, "crate"))
     flags = [f"--checkpoint={tmp_path / 'released.npz'}", "--family=crate", "--heads=2", data]
     probe.main(["probe", f"--workdir={tmp_path / 'out'}", *flags])

@@ -92,7 +92,7 @@ def test_sigterm_saves_and_says_how_to_resume(untouched, tiny_flags, tmp_path):
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) >= 1, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    assert process.returncode == 75, err
     assert f"start again with --workdir={tmp_path}" in " ".join(out.split())
     done = run([*command("train", f"--workdir={tmp_path}"), *tiny_flags])
     assert done.returncode == 0, done.stderr
@@ -109,21 +109,23 @@ def test_a_finished_run_started_again_ends_the_same(untouched, tiny_flags):
 @pytest.mark.parametrize("file", ["configs/simdino.py", "configs/mae.py"])
 def test_a_teacher_and_masks_go_on_where_they_stopped(file, tmp_path, compile_once, monkeypatch):
     """Views, masks and the teacher's momentum are functions of the step, so a run in two parts is the run in one."""
-    from crate_jax.train import Trainer, train
-    from crate_jax.training import processes
+    from crate_jax.parallel import processes
+    from crate_jax.training import evaluation
+    from crate_jax.training.loop import train
+    from crate_jax.training.starting import start_run
 
-    monkeypatch.setattr(Trainer, "_finish", lambda trainer, current: None)  # No evaluation, no pictures.
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {"loss": 0.0, "count": 1.0})
     lengths = {"total_steps": 4, "log_steps": 1, "checkpoint_steps": 4}
     sizes = {"model.dim": 8, "model.depth": 1, "model.heads": 2, "model.head_dim": 4, "batch_size": 8}
     views = {"simdino.local_views": 1} if "simdino" in file else {}
     config = load_config({**sizes, **lengths, **views}, file)
     config = dataclasses.replace(config, eval=None, trace=None)
-    train(config, tmp_path / "whole")
+    train(start_run(config, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         patch.setattr(processes.StopSignals, "stop_after", lambda signals, step: step == 2)
-        train(config, tmp_path / "parts")
+        assert train(start_run(config, tmp_path / "parts")).stopped
     assert [line["step"] for line in metrics(tmp_path / "parts")] == [1, 2]
-    train(config, tmp_path / "parts")
+    assert not train(start_run(config, tmp_path / "parts")).stopped
     whole, parts = (final_arrays(tmp_path / name, last=4) for name in ("whole", "parts"))
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY, load_config
 
 from crate_jax import InputError, sample
+from crate_jax.runs import workdir as workdirs
 from crate_jax.train import train
-from crate_jax.training import workdir as workdirs
 
 SMALL = {name: value for name, value in TINY.items() if name != "model.head_dim"}
 
@@ -110,7 +110,7 @@ def test_fine_tuning_starts_from_another_run(colours, tmp_path):
     [
         (["--mode=complete", "--rows=8"], "--rows: found 8; accepted: 1 to 7"),
         (["--rows=4"], "--rows belongs to --mode=complete"),
-        (["--num=0"], "--num: found 0; accepted: 1 or more"),
+        (["--num=0"], "--num: found 0; accepted: a whole number of at least 1"),
         (["--top_k=18"], "top_k: found 18; accepted: 1 to 17"),
         (["--mode=complete", "--input=nowhere"], "no file or folder nowhere"),
         (["--config.data.image_siz=8"], "unknown key data.image_siz"),

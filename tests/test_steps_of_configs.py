@@ -13,11 +13,10 @@ from test_configs import ALL
 
 from crate_jax import models
 from crate_jax.data import palette
-from crate_jax.train import Trainer
-from crate_jax.training import state
-from crate_jax.training.config import Duration, MeshConfig
-from crate_jax.training.run import make_run
-from crate_jax.training.sharding import shard_batch
+from crate_jax.parallel.sharding import MeshConfig, shard_batch
+from crate_jax.runs.config import Duration
+from crate_jax.training.program import compile_program
+from crate_jax.training.starting import start_run
 
 # Of every model; a field that a model does not have stays away.
 SMALL = {
@@ -63,7 +62,10 @@ def shrunk(file: str, variant: str):
         config,
         model=dataclasses.replace(model, **sizes),
         data=data,
-        optimizer=dataclasses.replace(config.optimizer, lr=1e-4, weight_decay=0.0),
+        optimizer=dataclasses.replace(
+            config.optimizer, lr=1e-4, start_lr=0.0, weight_decay=0.0, weight_decay_end=None
+        ),
+        simdino=dataclasses.replace(config.simdino, groups=min(config.simdino.groups, 2)),
         batch_size=4,
         accumulate=1,
         mesh=MeshConfig(),
@@ -136,14 +138,14 @@ def with_heads(params):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), [pytest.param(*item, id=item[0]) for item in distinct().items()])
 def test_takes_a_step(name, config, data, tmp_path):
-    run = make_run(config, tmp_path)
+    run = start_run(config, tmp_path)
     with jax.set_mesh(run.mesh):
-        trainer = Trainer(run)
-        before = state.make_state(run.model, trainer.tx, trainer.key, trainer.abstract)
+        batches = run.data.train_batches()
+        program = compile_program(run, batches.example())
+        before = program.initial_state(run)
         before = dataclasses.replace(before, params=with_heads(before.params))
         start = jax.tree.map(np.asarray, before.params)
-        after, report = trainer.train_step(before, shard_batch(trainer.batches.batch(0), run.mesh))
-        trainer.close()
+        after, report = program.train_step(before, shard_batch(batches.batch(0), run.mesh))
     assert math.isfinite(report["sums"]["loss"]) and not report["halted"]
     assert report["sums"]["grad_norm"] > 0
     moved = jax.tree.map(lambda old, new: bool((old != new).any()), start, after.params)

@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from crate_jax import models
-from crate_jax.analysis.figures import BLUE, GREY, ORANGE, save
-from crate_jax.training.metrics import read_metrics, write_atomically
-from crate_jax.training.workdir import read_config
+from crate_jax.analysis.figures import BLUE, GREY, ORANGE, as_png
+from crate_jax.runs.metrics import read_metrics, write_atomically
+from crate_jax.runs.workdir import read_config
 
 COMMANDS = ("train",)
 HEADERS = (
@@ -120,5 +120,5 @@ def write(rows: Sequence[Row], workdir: Path) -> Path:
     accuracy.set_title("Each dot a seed, the bar their mean", fontsize=10)
     rate.set_title("Left of zero MSSA compresses", fontsize=10)
     figure.tight_layout()
-    save(figure, workdir / "ablation.png")
+    write_atomically(workdir / "ablation.png", as_png(figure))
     return workdir / "ablation.png"

@@ -21,13 +21,13 @@ import numpy as np
 
 import crate_jax
 from crate_jax import InputError
-from crate_jax.data import files
+from crate_jax.data import files, subset
 from crate_jax.data.sources import Source
 from crate_jax.models import Params
-from crate_jax.training.console import progress
-from crate_jax.training.metrics import write_atomically
-from crate_jax.training.run import Run
-from crate_jax.training.sharding import replicated, shard_batch
+from crate_jax.parallel.sharding import replicated, shard_batch
+from crate_jax.runs.console import progress
+from crate_jax.runs.metrics import write_atomically
+from crate_jax.training.building import Run
 
 CHUNK_BYTES = 2**26
 # Examples whose content stands for that of the whole split when a cache is looked up.
@@ -129,7 +129,7 @@ def extract(extractor: Extractor, split: str) -> Features:
             f"features: found {jax.process_count()} processes; accepted: one, with any number of devices"
         )
     run = extractor.run
-    source = run.source(split)
+    source = run.data.source(split)
     identity = {**extractor.identity, **_data_identity(extractor, source), "split": split}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     directory = run.workdir / "features" / f"{extractor.name}-{split}-{digest[:12]}"
@@ -161,7 +161,7 @@ class _Part(NamedTuple):
 
 def _write_chunks(extractor: Extractor, source: Source, directory: Path, title: str) -> list[int]:
     """Computes the chunks that are not there yet; returns the first example of each."""
-    batch = shard_batch(next(iter(extractor.run.eval_batches(_Part(source, 0, 1)))), extractor.run.mesh)
+    batch = shard_batch(next(iter(extractor.run.data.eval_batches(_Part(source, 0, 1)))), extractor.run.mesh)
     layers, _, dim = jax.eval_shape(extractor.read, batch).shape
     # A power of two, so that chunks are whole batches for the usual batch sizes, yet do not depend on them.
     rows = 1 << max(0, (CHUNK_BYTES // (4 * layers * dim)).bit_length() - 1)
@@ -174,7 +174,7 @@ def _write_chunks(extractor: Extractor, source: Source, directory: Path, title: 
                 advance(len(part))
                 continue
             values, labels = [], []
-            for batch in extractor.run.eval_batches(part):
+            for batch in extractor.run.data.eval_batches(part):
                 real = batch["mask"] > 0
                 values.append(jax.device_get(extractor.read(shard_batch(batch, extractor.run.mesh)))[:, real])
                 labels.append(batch["label"][real])
@@ -198,7 +198,8 @@ def _data_identity(extractor: Extractor, source: Source) -> dict[str, Any]:
 
     The latter covers normalisation, palettes and files replaced in place without reading a large set twice.
     """
-    chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, min(len(source), SAMPLED))]
+    some = subset.spread(source, SAMPLED)
+    chosen = [some[i] for i in range(len(some))]
     batch = {name: np.stack([example[name] for example in chosen]) for name in chosen[0]}
     return {
         "version": crate_jax.__version__,

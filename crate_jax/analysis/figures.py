@@ -1,8 +1,7 @@
-"""Pictures of what was measured. Every figure is written under a temporary name first."""
+"""Figures of what was measured. Each function returns the bytes of a PNG; the caller says where they go."""
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib
 
@@ -12,38 +11,46 @@ import numpy as np
 
 from crate_jax.analysis.layerwise import Measurement
 from crate_jax.analysis.linear_probe import Probe
-from crate_jax.training.metrics import write_atomically
 
 # Colour-blind safe (Okabe and Ito).
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 
 
-def save(figure, path: Path) -> None:
-    """Write a figure as PNG, see `write_atomically`."""
+def as_png(figure) -> bytes:
+    """The figure as a PNG; it is closed."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=144, bbox_inches="tight")
     plt.close(figure)
-    write_atomically(path, file.getvalue())
+    return file.getvalue()
 
 
-def losses(lines: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
+def losses(lines: Sequence[Mapping[str, float]], *, title: str) -> bytes:
     """The training loss, averaged between logs, and the test loss, by step; `lines` are those of `metrics.jsonl`."""
     figure, axis = plt.subplots(figsize=(6, 3.8))
     for name, color, style in (("train", BLUE, {}), ("eval", ORANGE, {"marker": "o", "markersize": 5})):
         points = [(line["step"], line[f"{name}/loss"]) for line in lines if f"{name}/loss" in line]
-        axis.plot(*zip(*points, strict=True), color=color, label={"eval": "test"}.get(name, name), **style)
+        if points:
+            axis.plot(
+                *zip(*points, strict=True), color=color, label={"eval": "test"}.get(name, name), **style
+            )
     axis.set_xlabel("step")
     axis.set_ylabel("loss")
     axis.set_title(title)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    save(figure, path)
+    return as_png(figure)
 
 
-def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: str) -> None:
-    """R^c before and after MSSA and the non-zero fraction after ISTA, by layer, at initialisation and after training.
+def layerwise(initial: Measurement, trained: Measurement, *, title: str) -> bytes:
+    """R^c before and after MSSA, as the released code measures it, and the non-zero fraction after ISTA, by layer.
 
-    Bands are one standard deviation over examples.
+    R^c is that of LayerNorm(Z) U_k with the tokens of every head at unit length and ε² = 0.01, not that of Z itself (see
+    `models.trace.readings`). Bands are one standard deviation over examples.
+
+    Args:
+      initial: the untrained network's readings.
+      trained: the trained network's.
+      title: of the whole figure.
     """
     figure, (rate, sparsity) = plt.subplots(1, 2, figsize=(10, 3.8))
     layers = np.arange(1, len(trained["coding_rate"]["mean"]) + 1)
@@ -53,16 +60,19 @@ def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: 
         axis.plot(layers, mean, color=color, linestyle=style, marker=marker, markersize=5, label=label)
         axis.fill_between(layers, mean - std, mean + std, color=color, alpha=0.12, linewidth=0)
 
-    for values, color, when in ((initial, GREY, "at initialisation"), (trained, BLUE, "trained")):
+    for values, color, when in ((initial, GREY, "untrained"), (trained, BLUE, "trained")):
         line(rate, values["coding_rate_before"], color, ":", "o", f"before MSSA, {when}")
         line(rate, values["coding_rate"], color, "-", "s", f"after MSSA, {when}")
-    rate.set_ylabel(r"$R^c(Z; U_{[K]})$  (nats)")
-    rate.set_title("Compression")
-    line(sparsity, initial["nonzero_fraction"], GREY, "-", "s", "after ISTA, at initialisation")
+    rate.set_ylabel("coding rate of normalised tokens (nats)")
+    rate.set_title(
+        "Released $R^c$ metric: heads of LayerNorm(Z),\ntokens at unit length, $\\epsilon^2$ = 0.01",
+        fontsize=10,
+    )
+    line(sparsity, initial["nonzero_fraction"], GREY, "-", "s", "after ISTA, untrained")
     line(sparsity, trained["nonzero_fraction"], ORANGE, "-", "s", "after ISTA, trained")
-    sparsity.set_ylabel(r"$\|Z\|_0 / (d\,n)$")
+    sparsity.set_ylabel("fraction of non-zero entries")
     sparsity.set_ylim(0, 1)
-    sparsity.set_title("Sparsification")
+    sparsity.set_title("Output of ISTA: share of entries\nthat are not zero", fontsize=10)
     for axis in (rate, sparsity):
         axis.set_xlabel("layer")
         axis.set_xticks(layers)
@@ -70,16 +80,15 @@ def layerwise(initial: Measurement, trained: Measurement, path: Path, *, title: 
         axis.legend(fontsize=8, frameon=False)
     figure.suptitle(title)
     figure.tight_layout()
-    save(figure, path)
+    return as_png(figure)
 
 
-def probe(networks: dict[str, Probe], pixels: Probe, path: Path, *, title: str) -> None:
+def probe(networks: dict[str, Probe], pixels: Probe, *, title: str) -> bytes:
     """Test accuracy by layer of the linear probe and of the nearest neighbours, raw pixels as a line beside them.
 
     Args:
       networks: what to call a network → its probe; "untrained" is drawn in grey.
       pixels: the probe of raw pixels.
-      path: where to write.
       title: of the whole figure.
     """
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
@@ -100,4 +109,4 @@ def probe(networks: dict[str, Probe], pixels: Probe, path: Path, *, title: str) 
     panels[0].legend(fontsize=9, frameon=False)
     figure.suptitle(title)
     figure.tight_layout()
-    save(figure, path)
+    return as_png(figure)

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crate_jax.models import Model
-from crate_jax.training.sharding import replicated, shard_batch
-from crate_jax.training.tasks import Task
+from crate_jax.parallel.sharding import replicated, shard_batch
+from crate_jax.tasks import Task
 
 # The papers average over a thousand samples.
 MAX_EXAMPLES = 1000

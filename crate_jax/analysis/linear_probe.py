@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from crate_jax.analysis.features import Features
 from crate_jax.data.dataset import held_out_fifth
 from crate_jax.models.partition import BATCH_AXES
-from crate_jax.training.sharding import batch_shards
+from crate_jax.parallel.sharding import batch_shards
 
 # Inverse regularisation strengths tried, strongest first; every solution is the next one's start.
 STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 3))

@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from crate_jax import models
-from crate_jax.analysis.figures import BLUE, GREY, ORANGE, save
-from crate_jax.training.metrics import read_metrics, write_atomically
-from crate_jax.training.workdir import read_config, read_dataset
+from crate_jax.analysis.figures import BLUE, GREY, ORANGE, as_png
+from crate_jax.runs.metrics import read_metrics, write_atomically
+from crate_jax.runs.workdir import read_config, read_dataset
 
 # The commands that every run of a study goes through, and the columns of its table.
 COMMANDS = ("train", "probe")
@@ -152,5 +152,5 @@ def write(rows: Sequence[Row], workdir: Path) -> Path:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    save(figure, workdir / "scaling.png")
+    write_atomically(workdir / "scaling.png", as_png(figure))
     return workdir / "scaling.png"

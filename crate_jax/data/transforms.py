@@ -5,7 +5,6 @@ decoded, so that a crop decodes no more than it needs. Whatever is random is giv
 caller decides what the result depends on.
 """
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import numpy as np
 from PIL import Image as pillow
 
 from crate_jax import InputError
-from crate_jax.data import policies
 
 # The pipeline's own threads already occupy the cores; OpenCV's would only compete with them.
 cv2.setNumThreads(0)
@@ -83,26 +81,33 @@ def sides(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def fit(image: Image, *, size: Size, channels: int, resize: int | None = None) -> np.ndarray:
-    """The centre of an image, of one size and number of channels.
+def fit(
+    image: Image, *, size: Size, channels: int, resize: int | None = None, stretch: bool = False
+) -> np.ndarray:
+    """An image, or its centre, of one size and number of channels.
 
     Args:
         image: uint8 [height, width, 1 or 3], or encoded.
         size: that of the result.
         channels: 1 or 3.
-        resize: the short side to which the image is resized before ``size`` pixels are cut from its centre, with the
-            filter of torchvision's Resize (Pillow's bilinear): 256 for 224 is the papers' evaluation on ImageNet. None
-            resizes the largest centre part of that shape (a square for one number) to ``size``.
+        resize: the short side to which the image is resized before ``size`` pixels are cut from its centre, as by
+            torchvision's Resize and CenterCrop: 256 for 224 is the papers' evaluation on ImageNet. None resizes the
+            largest centre part of that shape (a square for one number) to ``size``, averaging over areas.
+        stretch: resize all of the image to ``size``, whatever its shape, as torchvision's Resize((height, width)).
 
     Returns:
         uint8 [*size, channels]; the image itself where nothing has to change.
 
     Raises:
-        InputError: the image cannot be decoded, or ``resize`` leaves less than ``size``.
+        InputError: the image cannot be decoded, ``resize`` leaves less than ``size``, or there is ``stretch`` beside it.
     """
-    image, (rows, columns) = _array(image, channels), sides(size)
+    image, (rows, columns) = as_array(image, channels), sides(size)
     if image.shape == (rows, columns, channels) and resize is None:
         return image
+    if stretch and resize is not None:
+        raise InputError(f"data.eval_resize: found {resize} beside data.stretch; accepted: one of them")
+    if stretch:
+        return resample(image, size)
     height, width, _ = image.shape
     # The part to cut: as large as the image allows, or exactly what is wanted of the resized one.
     high, wide = min(height, width * rows // columns), min(width, height * columns // rows)
@@ -112,11 +117,7 @@ def fit(image: Image, *, size: Size, channels: int, resize: int | None = None) -
         if height < rows or width < columns:
             least = max(rows, columns)
             raise InputError(f"data.eval_resize: found {resize}; accepted: {least} (the image size) or more")
-        image = np.asarray(
-            pillow.fromarray(image.squeeze(-1) if channels == 1 else image).resize(
-                (width, height), pillow.Resampling.BILINEAR
-            )
-        )
+        image = resample(image, (height, width))
         high, wide = rows, columns
     # Python rounds halves to even, as torchvision's CenterCrop does.
     top, left = round((height - high) / 2), round((width - wide) / 2)
@@ -128,6 +129,42 @@ def fit(image: Image, *, size: Size, channels: int, resize: int | None = None) -
     return image.reshape(rows, columns, channels)  # OpenCV and Pillow drop a single channel
 
 
+# The filters of torchvision's resizing, which are Pillow's: widened where the image is reduced, so that nothing aliases.
+FILTERS = {"bilinear": pillow.Resampling.BILINEAR, "bicubic": pillow.Resampling.BICUBIC}
+# A reduced JPEG keeps so many times the pixels that are wanted, so that the filter still shapes the result.
+_REDUCED_GAP = 2
+
+
+def resample(
+    image: np.ndarray,
+    size: Size,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """A part of an image, resized without aliasing: torchvision's crop and Resize(antialias=True) on a Pillow image.
+
+    Pillow does the work, so the result is torchvision's to the bit.
+
+    Args:
+        image: uint8 [height, width, 1 or 3].
+        size: that of the result.
+        box: (left, top, right, bottom) of the part, which may cut pixels in two; None takes all of the image.
+        interpolation: "bilinear" or "bicubic".
+
+    Returns:
+        uint8 [*size, channels].
+    """
+    rows, columns = sides(size)
+    left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
+    x, y = int(left), int(top)
+    part = image[y : math.ceil(bottom), x : math.ceil(right)]
+    picture = pillow.fromarray(part.squeeze(-1) if part.shape[2] == 1 else part)
+    box = left - x, top - y, right - x, bottom - y
+    resized = picture.resize((columns, rows), FILTERS[interpolation], box=box)
+    return np.asarray(resized).reshape(rows, columns, -1)  # Pillow drops a single channel
+
+
 def inception_crop(
     image: Image,
     rng: np.random.Generator,
@@ -136,12 +173,14 @@ def inception_crop(
     channels: int,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: str = "bilinear",
 ) -> np.ndarray:
     """A random part of an image, resized: the Inception crop (Szegedy et al. 2014), torchvision's RandomResizedCrop.
 
     The part's share of the area is uniform in ``scale``, the logarithm of its width over its height in ``ratio``; after ten
     draws that do not fit, the largest centre part with an aspect ratio in the range. A JPEG is decoded at the smallest of
-    1, 1/2, 1/4, 1/8 of its size at which the part still has ``size`` pixels.
+    1, 1/2, 1/4, 1/8 of its size at which the part still has twice the pixels of ``size`` along both sides; docs/data.md
+    says how far that is from resizing the whole.
 
     Args:
         image: uint8 [height, width, 1 or 3], or encoded.
@@ -150,6 +189,7 @@ def inception_crop(
         channels: 1 or 3.
         scale: smallest and largest share of the area.
         ratio: smallest and largest width over height.
+        interpolation: see `resample`.
 
     Returns:
         uint8 [*size, channels].
@@ -157,18 +197,21 @@ def inception_crop(
     rows, columns = sides(size)
     shape = _jpeg_shape(image.data) if isinstance(image, Encoded) else None
     if shape is None:
-        image = _array(image, channels)
+        image = as_array(image, channels)
         shape = image.shape[:2]
     top, left, height, width = _crop_box(rng, *shape, scale, ratio)
+    box = left, top, left + width, top + height
     if isinstance(image, Encoded):
-        reduction = next((r for r in (8, 4, 2) if height >= r * rows and width >= r * columns), 1)
+        most = min(height / rows, width / columns) / _REDUCED_GAP
+        reduction = next((reduction for reduction in (8, 4, 2) if reduction <= most), 1)
         image = decode(*image, channels=channels, reduction=reduction)
-        top, left = top // reduction, left // reduction
-        height, width = round(height / reduction), round(width / reduction)
-    part = image[top : top + height, left : left + width]
-    # What is left to reduce is less than 2 in one direction: averaging over areas would cost as much as decoding.
-    part = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR)
-    return part.reshape(rows, columns, channels)
+        box = tuple(side / reduction for side in box)
+    image = as_array(image, channels)
+    if interpolation == "bilinear" and height <= rows and width <= columns:
+        # Nothing is reduced: OpenCV's linear interpolation is the same, to one level, in a third of the time.
+        part = image[top : top + height, left : left + width]
+        return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR).reshape(rows, columns, -1)
+    return resample(image, size, box=box, interpolation=interpolation)
 
 
 def _crop_box(rng, height: int, width: int, scale, ratio) -> tuple[int, int, int, int]:
@@ -185,8 +228,8 @@ def _crop_box(rng, height: int, width: int, scale, ratio) -> tuple[int, int, int
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _array(image: Image, channels: int) -> np.ndarray:
-    """The decoded image with the wanted number of channels."""
+def as_array(image: Image, channels: int) -> np.ndarray:
+    """The decoded image with the wanted number of channels, 1 or 3."""
     if isinstance(image, Encoded):
         return decode(*image, channels=channels)
     if channels < image.shape[2]:
@@ -237,78 +280,3 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirrors an image left to right with probability 1/2."""
     # NumPy's mirrored view costs twenty times as much to copy into the batch.
     return cv2.flip(image, 1).reshape(image.shape) if rng.random() < 0.5 else image
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """The augmentation of one training example; the default does nothing. In the order in which they are done:
-
-    Attributes:
-        shift: largest shift in pixels, may be a fraction, see `random_shift`.
-        flip: mirror half of the examples.
-        crop_padding: pixels added on each side before a random crop, see `random_crop`.
-        size: (height, width) or one number for both; None leaves the image as it is.
-        channels: 1 or 3; None leaves the image as it is.
-        resize: see `fit`, which gives the image its size unless ``crop_scale`` does.
-        crop_scale: the `inception_crop`'s smallest and largest share of the area; empty is off.
-        randaugment: operations and magnitude, see `policies.randaugment`; empty is off.
-        trivial_augment: see `policies.trivial_augment`.
-        three_augment: see `policies.three_augment`.
-        color_jitter: strength, see `policies.color_jitter`.
-    """
-
-    shift: float = 0.0
-    flip: bool = False
-    crop_padding: int = 0
-    size: Size | None = None
-    channels: int | None = None
-    resize: int | None = None
-    crop_scale: tuple[float, ...] = ()
-    randaugment: tuple[int, ...] = ()
-    trivial_augment: bool = False
-    three_augment: bool = False
-    color_jitter: float = 0.0
-
-    def __post_init__(self):
-        for name in ("shift", "crop_padding"):
-            if getattr(self, name) < 0:
-                raise InputError(f"augmentation: {name} is {getattr(self, name)}; accepted: 0 or more pixels")
-        if self.crop_scale and (
-            len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1
-        ):
-            raise InputError(
-                f"augmentation: crop_scale is {self.crop_scale}; accepted: two shares of the area, 0 < a <= b <= 1"
-            )
-        if self.randaugment and (len(self.randaugment) != 2 or not 0 <= self.randaugment[1] <= 30):
-            raise InputError(
-                f"augmentation: randaugment is {self.randaugment}; accepted: operations, magnitude (0 to 30)"
-            )
-        if not 0 <= self.color_jitter <= 1:
-            raise InputError(f"augmentation: color_jitter is {self.color_jitter}; accepted: 0 to 1")
-        colour = [name for name in ("trivial_augment", "three_augment") if getattr(self, name)]
-        colour += [name for name in ("randaugment", "color_jitter") if getattr(self, name)]
-        if colour and self.channels == 1:
-            raise InputError(f"augmentation: {colour[0]} needs colour images; found 1 channel")
-
-    def __call__(self, image: Image, rng: np.random.Generator) -> np.ndarray:
-        """Augments an image, uint8 [height, width, channels] or encoded."""
-        if self.crop_scale:
-            scale = self.crop_scale
-            image = inception_crop(image, rng, size=self.size, channels=self.channels, scale=scale)
-        elif self.size is not None:
-            image = fit(image, size=self.size, channels=self.channels, resize=self.resize)
-        if self.shift:
-            image = random_shift(image, rng, self.shift)
-        if self.crop_padding:
-            image = random_crop(image, rng, self.crop_padding)
-        if self.flip:
-            image = random_flip(image, rng)
-        if self.randaugment:
-            image = policies.randaugment(image, rng, *self.randaugment)
-        if self.trivial_augment:
-            image = policies.trivial_augment(image, rng)
-        if self.three_augment:
-            image = policies.three_augment(image, rng)
-        if self.color_jitter:
-            image = policies.color_jitter(image, rng, self.color_jitter)
-        return image

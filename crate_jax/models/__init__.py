@@ -10,16 +10,18 @@
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from crate_jax.models import trace
-from crate_jax.models.crate import CRATE, CRATEConfig, CRATELayers, crate
+from crate_jax.models.config import ConfigT, Images, ModelConfig, resolve
+from crate_jax.models.crate import CRATE, CRATEConfig, crate
 from crate_jax.models.crate_alpha import CRATEAlpha, CRATEAlphaConfig, crate_alpha
 from crate_jax.models.crate_mae import CRATEMAE, CRATEMAEConfig, crate_mae
 from crate_jax.models.gpt import CRATEGPT, IGPT, MASKED, CRATEGPTConfig, IGPTConfig, TokenConfig, igpt
 from crate_jax.models.images import ImageConfig, at_resolution, resize_positions
-from crate_jax.models.model import Images, Model, Params
-from crate_jax.models.stack import Trace
+from crate_jax.models.model import Cache, Model, Module, Params
+from crate_jax.models.operators import CRATELayers
+from crate_jax.models.stack import Block, Intermediates, Trace
 from crate_jax.models.tost import ToST, ToSTConfig, tost
 from crate_jax.models.vit import ViT, ViTConfig, vit
 
@@ -27,9 +29,11 @@ from crate_jax.models.vit import ViT, ViTConfig, vit
 class Family(NamedTuple):
     """A kind of model: its configuration, its module, and what can be read off each of its layers."""
 
-    config: type
-    module: type
-    readings: Callable[[dict], dict] | None  # `trace=` for the layer-wise measurements; None: a black box.
+    config: type[ModelConfig]
+    module: type[Module]
+    readings: (
+        Callable[[Intermediates], Intermediates] | None
+    )  # `trace=` for the layer-wise measurements; None: a black box.
 
 
 FAMILIES = {
@@ -43,10 +47,17 @@ FAMILIES = {
 }
 
 
-def create(config: Any) -> Model:
-    """The model that a configuration of one of the FAMILIES describes."""
+def create(config: ConfigT, platform: str | None = None) -> Model[ConfigT]:
+    """The model that a configuration of one of the FAMILIES describes.
+
+    Args:
+      config: the configuration; kept as it is, `auto` in it is decided for `model.resolved`.
+      platform: of the devices the model will run on (see `resolve`); by default that of the process.
+    Raises:
+      InputError: a configuration that describes no model, or none that runs there.
+    """
     family = FAMILIES[config.family]
-    return Model(config, family.module, family.readings)
+    return Model(config, family.module, family.readings, platform)
 
 
 __all__ = [
@@ -56,17 +67,22 @@ __all__ = [
     "FAMILIES",
     "IGPT",
     "MASKED",
+    "Block",
     "CRATEAlpha",
     "CRATEAlphaConfig",
     "CRATEConfig",
     "CRATEGPTConfig",
     "CRATELayers",
     "CRATEMAEConfig",
+    "Cache",
     "Family",
     "IGPTConfig",
     "ImageConfig",
     "Images",
+    "Intermediates",
     "Model",
+    "ModelConfig",
+    "Module",
     "Params",
     "ToST",
     "ToSTConfig",
@@ -81,6 +97,7 @@ __all__ = [
     "create",
     "igpt",
     "resize_positions",
+    "resolve",
     "tost",
     "vit",
 ]

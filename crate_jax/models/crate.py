@@ -2,19 +2,20 @@
 
 A block is one step of compression and one of sparsification on the sparse rate reduction objective:
     Z½ = Z + MSSA(LN(Z)),   Z' = ISTA(LN(Z½))      (no skip connection around ISTA).
-The fields of `CRATELayers` switch single pieces of it back to the theory, or to variants of it.
+The fields of `operators.CRATELayers` switch single pieces of it back to the theory, or to variants of it.
 """
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 from flax import nnx
 
-from crate_jax import InputError
+from crate_jax.models.config import ModelConfig
 from crate_jax.models.images import ImageClassifier, ImageConfig
-from crate_jax.models.layers import ISTA, MSSA, PatchEmbed, choose, layer_norm, linear, number, scalar
+from crate_jax.models.layers import PatchEmbed, layer_norm, linear, number, scalar
+from crate_jax.models.operators import ISTA, MSSA, CRATELayers
+from crate_jax.settings import one_of
 
 # name: (dim, heads, head_dim, depth), arXiv 2306.01129 table 1. Small's heads are 48 wide, not 64.
 SIZES = {
@@ -33,29 +34,6 @@ UPDATES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class CRATELayers:
-    """What determines the blocks of a CRATE, next to their width; the default values are the released model.
-
-    `step_size` is η and `penalty` λ of the ISTA step, `compression_step` κ of the MSSA step; `learn_steps` makes parameters
-    of the three, in each layer. `eps_sq` is ε² in the factors p/(N ε²) and d/(N ε²) of the derivation, N the number of
-    tokens. The choices of `output`, `attention` and `ista` (with `ista_steps`) are listed at `layers.MSSA` and
-    `layers.ISTA`, those of `update` at UPDATES.
-    """
-
-    head_dim: int = 64
-    step_size: float = 0.1
-    penalty: float = 0.1
-    compression_step: float = 1.0
-    learn_steps: bool = False
-    eps_sq: float = 0.5
-    output: str = "free"
-    update: str = "skip"
-    attention: str = "softmax"
-    ista: str = "released"
-    ista_steps: int = 2
-
-
-@dataclasses.dataclass(frozen=True)
 class CRATEConfig(CRATELayers, ImageConfig):
     """All that determines a CRATE."""
 
@@ -71,55 +49,37 @@ def crate(size: str, **overrides) -> CRATEConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of CRATE: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of CRATE", size, SIZES)
     dim, heads, head_dim, depth = SIZES[size]
     return CRATEConfig(**{"dim": dim, "heads": heads, "head_dim": head_dim, "depth": depth, **overrides})
 
 
 class CRATEBlock(nnx.Module):
-    """One MSSA step and one ISTA step; returns the tokens and what `crate_jax.models.trace` reads.
+    """One MSSA step and one ISTA step; its intermediates are what `crate_jax.models.trace` reads.
 
     Args:
-      config: any configuration with the fields of `CRATELayers`, and `dim`, `heads` and `sequence_length`.
+      config: the model; its widths and types.
+      layers: the switches.
       causal: whether a token sees only itself and those before it.
     """
 
-    def __init__(self, config: Any, *, causal: bool = False, dtype, rngs: nnx.Rngs):
-        choose("model.update", config.update, UPDATES)
-        self.dtype, self.update = dtype, config.update
-        options = {"dtype": dtype, "rngs": rngs}
-        theory = {"num_tokens": config.sequence_length, "eps_sq": config.eps_sq}
-        self.mssa_norm = layer_norm(config.dim, **options)
-        self.mssa = MSSA(
-            config.dim,
-            config.heads,
-            config.head_dim,
-            output=config.output,
-            attention=config.attention,
-            causal=causal,
-            **theory,
-            **options,
-        )
-        self.compression_step = scalar(config.compression_step, learned=config.learn_steps)
-        self.ista_norm = layer_norm(config.dim, **options)
-        self.ista = ISTA(
-            config.dim,
-            step_size=config.step_size,
-            penalty=config.penalty,
-            form=config.ista,
-            steps=config.ista_steps,
-            learned=config.learn_steps,
-            **theory,
-            **options,
-        )
+    def __init__(self, config: ModelConfig, layers: CRATELayers, *, causal: bool = False, rngs: nnx.Rngs):
+        one_of("model.update", layers.update, UPDATES)
+        self.dtype, self.update = config.compute_dtype, layers.update
+        self.mssa_norm = layer_norm(config.dim, dtype=self.dtype, rngs=rngs)
+        self.mssa = MSSA(config, layers, causal=causal, rngs=rngs)
+        self.compression_step = scalar(layers.compression_step, learned=layers.learn_steps)
+        self.ista_norm = layer_norm(config.dim, dtype=self.dtype, rngs=rngs)
+        self.ista = ISTA(config, layers, rngs=rngs)
 
-    def __call__(self, z: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, z: jax.Array, *, return_intermediates: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.mssa_norm(z)
         update = self.mssa(normed)
         compressed = self._join(z, update)
         sparse = self.ista(self.ista_norm(compressed))
-        if not report:
+        if not return_intermediates:
             return sparse, {}
         return sparse, {
             "normed": normed,
@@ -155,7 +115,7 @@ class CRATE(ImageClassifier):
             config,
             rngs,
             embed=partial(PatchEmbed, config.patch_size, config.channels, config.dim),
-            make_block=partial(CRATEBlock, config),
+            make_block=partial(CRATEBlock, config, config),
             make_norm=partial(layer_norm, config.dim),
             make_head=partial(linear, config.dim, config.num_classes),
             class_std=1.0,

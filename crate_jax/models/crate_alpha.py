@@ -6,13 +6,16 @@ CRATE's block with another sparsification, ODL: an overcomplete dictionary D, an
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
 
-from crate_jax import InputError, objectives
+from crate_jax import objectives
 from crate_jax.models.images import ImageClassifier, ImageConfig
-from crate_jax.models.layers import MSSA, Dense, PatchProjection, layer_norm, uniform_init
+from crate_jax.models.layers import Dense, PatchProjection, layer_norm, uniform_init
+from crate_jax.models.operators import MSSA
+from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads, patch size of the published models)
 SIZES = {
@@ -28,16 +31,22 @@ EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class CRATEAlphaConfig(ImageConfig):
-    """All that determines a CRATE-α. The dictionaries are `dim` × `overcomplete`·`dim`; `step_size` is η, `penalty` λ."""
+    """All that determines a CRATE-α. The dictionaries are `dim` × `overcomplete`·`dim`; `step_size` is η, `penalty` λ.
+
+    `mssa_std` is the standard deviation that MSSA's matrices start with, 0.02 as released; None: uniform, as in CRATE.
+    """
 
     family: str = "crate_alpha"
-    overcomplete: int = 4
-    step_size: float = 0.1
-    penalty: float = 0.1
+    overcomplete: int = setting(4, "Atoms of a dictionary per feature.", least=1)
+    step_size: float = setting(0.1, "Step size η of ISTA.", least=0)
+    penalty: float = setting(0.1, "Sparsity penalty λ of ISTA.", least=0)
+    mssa_std: float | None = setting(
+        None, "Standard deviation that MSSA's matrices start with; left out: uniform, as in CRATE.", above=0
+    )
 
 
 def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
-    """The configuration of a published size.
+    """The configuration of a published size, which starts as released.
 
     Args:
       size: tiny, small, base, large or huge: 4,811,944, 40,975,912, 72,328,936, 253,650,920 and 526,819,560 parameters at
@@ -46,18 +55,17 @@ def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of CRATE-α: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of CRATE-α", size, SIZES)
     dim, depth, heads, patch_size = SIZES[size]
-    published = {"dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size}
+    published = {"dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size, "mssa_std": 0.02}
     return CRATEAlphaConfig(**{**published, **overrides})
 
 
 class ODL(nnx.Module):
     """Overcomplete dictionary learning: x → z² D̂ᵀ, returned with the codes z²; see `objectives.overcomplete_block`."""
 
-    def __init__(self, config: CRATEAlphaConfig, *, dtype, rngs: nnx.Rngs):
-        self.step_size, self.penalty, self.dtype = config.step_size, config.penalty, dtype
+    def __init__(self, config: CRATEAlphaConfig, *, rngs: nnx.Rngs):
+        self.step_size, self.penalty, self.dtype = config.step_size, config.penalty, config.compute_dtype
         shape, init = (config.dim, config.overcomplete * config.dim), uniform_init((6 / config.dim) ** 0.5)
         self.dictionary = nnx.Param(init(rngs.params(), shape))
         self.decoder = nnx.Param(init(rngs.params(), shape))
@@ -69,22 +77,24 @@ class ODL(nnx.Module):
 
 
 class CRATEAlphaBlock(nnx.Module):
-    """One MSSA step and one ODL step; reports what `crate.CRATEBlock` reports, `ista_out` being the codes."""
+    """One MSSA step and one ODL step; its intermediates are those of `crate.CRATEBlock`, `ista_out` being the codes."""
 
-    def __init__(self, config: CRATEAlphaConfig, *, dtype, rngs: nnx.Rngs):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.mssa_norm = layer_norm(config.dim, eps=EPS, **options)
-        self.mssa = MSSA(config.dim, config.heads, config.head_dim, use_bias=False, **options)
-        self.odl_norm = layer_norm(config.dim, eps=EPS, **options)
-        self.odl = ODL(config, **options)
+    def __init__(self, config: CRATEAlphaConfig, *, rngs: nnx.Rngs):
+        options: dict[str, Any] = {"eps": EPS, "dtype": config.compute_dtype, "rngs": rngs}
+        self.mssa_norm = layer_norm(config.dim, **options)
+        self.mssa = MSSA(config, use_bias=False, stddev=config.mssa_std, rngs=rngs)
+        self.odl_norm = layer_norm(config.dim, **options)
+        self.odl = ODL(config, rngs=rngs)
 
-    def __call__(self, z: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, z: jax.Array, *, return_intermediates: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.mssa_norm(z)
         update = self.mssa(normed)
         compressed = z + update
         decoded, codes = self.odl(self.odl_norm(compressed))
         out = compressed + decoded
-        if not report:
+        if not return_intermediates:
             return out, {}
         return out, {
             "normed": normed,

@@ -8,7 +8,7 @@ A sparse code is turned into tokens by a dictionary where ISTA made the code, an
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,12 @@ import numpy as np
 from flax import nnx
 
 from crate_jax import InputError
+from crate_jax.models.config import Images
 from crate_jax.models.crate import SIZES, CRATEBlock, CRATEConfig
-from crate_jax.models.layers import MSSA, layer_norm, linear, patchify, resolve_dtype, uniform_init
-from crate_jax.models.model import Images
+from crate_jax.models.layers import layer_norm, linear, patchify, uniform_init
+from crate_jax.models.operators import MSSA
 from crate_jax.models.stack import Stack, Trace
+from crate_jax.settings import one_of, setting
 
 # Of the norms that end the encoder and the decoder; those inside the blocks keep PyTorch's 1e-5.
 FINAL_NORM_EPS = 1e-6
@@ -38,9 +40,9 @@ class CRATEMAEConfig(CRATEConfig):
     family: str = "crate_mae"
     num_classes: int = 0
     penalty: float = 0.5
-    mask_ratio: float = 0.75
+    mask_ratio: float = setting(0.75, "Share of the patches that a mask hides.", least=0, below=1)
 
-    def fit(self, images: Images) -> tuple["CRATEMAEConfig", int]:
+    def fit(self, images: Images) -> tuple[Self, int]:
         """See `CRATEConfig.fit`."""
         fitted, size = super().fit(images)
         return dataclasses.replace(fitted, num_classes=0), size
@@ -62,8 +64,7 @@ def crate_mae(size: str, **overrides) -> CRATEMAEConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of CRATE-MAE: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of CRATE-MAE", size, SIZES)
     dim, heads, head_dim, depth = SIZES[size]
     sizes = {"dim": dim, "heads": heads, "head_dim": head_dim, "depth": depth}
     return CRATEMAEConfig(**{**sizes, **overrides})
@@ -84,22 +85,26 @@ def random_mask(noise: jax.Array, mask_ratio: float) -> jax.Array:
 
 
 class CRATEDecoderBlock(nnx.Module):
-    """The mirror of a `CRATEBlock`: the dictionary first, then MSSA subtracted. Arguments as there."""
+    """The mirror of a `CRATEBlock`: the dictionary first, then MSSA subtracted."""
 
-    def __init__(self, config: Any, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: CRATEMAEConfig, *, rngs: nnx.Rngs):
         dim = config.dim
-        self.dtype = dtype
+        self.dtype = dtype = config.compute_dtype
         self.dictionary_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
         # torch.nn.init.kaiming_uniform_ with its default gain √2.
         self.dictionary = nnx.Param(uniform_init(math.sqrt(6 / dim))(rngs.params(), (dim, dim)))
         self.mssa_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.mssa = MSSA(dim, config.heads, config.head_dim, dtype=dtype, rngs=rngs)
+        self.mssa = MSSA(config, rngs=rngs)
 
-    def __call__(self, z: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, z: jax.Array, *, return_intermediates: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.dictionary_norm(z)
         dense = normed @ self.dictionary[...].astype(self.dtype).T
         expanded = dense - self.mssa(self.mssa_norm(dense))
-        return expanded, ({"normed": normed, "dictionary_out": dense, "mssa_out": expanded} if report else {})
+        return expanded, (
+            {"normed": normed, "dictionary_out": dense, "mssa_out": expanded} if return_intermediates else {}
+        )
 
 
 class CRATEMAE(nnx.Module):
@@ -133,8 +138,8 @@ class CRATEMAE(nnx.Module):
                 f"model.mask_ratio: found {config.mask_ratio}, which leaves {visible} of {config.num_tokens} patches; "
                 "accepted: from 0 to less than 1, so that at least one is left"
             )
-        dtype = resolve_dtype(config.dtype)
-        self.config, self.dtype = config, dtype
+        self.config = config
+        self.dtype = dtype = config.compute_dtype
         dim, patch_dim = config.dim, config.patch_size**2 * config.channels
         self.patch_projection = _xavier_linear(patch_dim, dim, dtype=dtype, rngs=rngs)
         normal = nnx.initializers.normal(0.02)
@@ -143,18 +148,13 @@ class CRATEMAE(nnx.Module):
         positions = sines_and_cosines(dim, config.image_size // config.patch_size)
         self.position_embedding = nnx.Param(jnp.asarray(positions))
         self.decoder_position_embedding = nnx.Param(jnp.asarray(positions))
-        options = {"scan": config.scan, "remat": config.remat, "rngs": rngs}
         self.blocks = Stack(
-            lambda rngs: _xavier_mssa(CRATEBlock(config, dtype=dtype, rngs=rngs), rngs),
-            config.depth,
-            **options,
+            lambda rngs: _xavier_mssa(CRATEBlock(config, config, rngs=rngs), rngs), config, rngs=rngs
         )
         self.norm = _final_norm(dim, dtype=dtype, rngs=rngs)
         self.decoder_projection = _xavier_linear(dim, dim, dtype=dtype, rngs=rngs)
         self.decoder_blocks = Stack(
-            lambda rngs: _xavier_mssa(CRATEDecoderBlock(config, dtype=dtype, rngs=rngs), rngs),
-            config.depth,
-            **options,
+            lambda rngs: _xavier_mssa(CRATEDecoderBlock(config, rngs=rngs), rngs), config, rngs=rngs
         )
         self.decoder_norm = _final_norm(dim, dtype=dtype, rngs=rngs)
         self.prediction_head = _xavier_linear(dim, patch_dim, dtype=dtype, rngs=rngs)
@@ -217,7 +217,10 @@ def _xavier_linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.L
     return layer
 
 
-def _xavier_mssa(block: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
+BlockT = TypeVar("BlockT", CRATEBlock, CRATEDecoderBlock)
+
+
+def _xavier_mssa(block: BlockT, rngs: nnx.Rngs) -> BlockT:
     """The block with the same initial values in its MSSA, which is wider than `MSSA`'s own by √3."""
     heads, dim, head_dim = block.mssa.bases.shape
     init = uniform_init(math.sqrt(6 / (dim + heads * head_dim)))

@@ -10,26 +10,20 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax import InputError
-from crate_jax.models.crate import CRATEBlock, CRATELayers
-from crate_jax.models.layers import (
-    Dense,
-    RMSNorm,
-    attend_cached,
-    cache_token,
-    causal_attention,
-    layer_norm,
-    normal_param,
-    resolve_dtype,
-)
-from crate_jax.models.model import Images
-from crate_jax.models.stack import Stack, Trace
+from crate_jax.models.attention import attend, attend_cached, cache_token
+from crate_jax.models.config import Images, ModelConfig
+from crate_jax.models.crate import CRATEBlock
+from crate_jax.models.layers import Dense, RMSNorm, layer_norm, normal_param
+from crate_jax.models.operators import CRATELayers
+from crate_jax.models.stack import CausalBlock, Stack, Trace
+from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads). The heads of XL were not published; 16 follow L.
 SIZES = {"s": (512, 24, 8), "m": (1024, 36, 8), "l": (1536, 48, 16), "xl": (3072, 60, 16)}
@@ -39,20 +33,16 @@ MASKED = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenConfig:
+class TokenConfig(ModelConfig):
     """What every model of an image's tokens has. `num_classes=0` means no classification head."""
 
-    family: str = ""
-    vocab_size: int = 512
-    num_positions: int = 1024
-    num_classes: int = 0
+    vocab_size: int = setting(512, "Number of different tokens.", least=1)
+    num_positions: int = setting(1024, "Length of a sequence, in tokens.", least=1)
+    num_classes: int = setting(0, "Outputs of a head for classes; 0: no such head.", least=0)
     dim: int = 512
     depth: int = 24
     heads: int = 8
-    causal: bool = True
-    scan: bool = True
-    remat: str = "none"
-    dtype: str = "auto"
+    causal: bool = setting(True, "A token sees only those before it, and itself.")
 
     @property
     def sequence_length(self) -> int:
@@ -64,7 +54,7 @@ class TokenConfig:
         classes = f", {self.num_classes} classes" if self.num_classes else ""
         return f"{self.num_positions} tokens of {self.vocab_size} values{classes}"
 
-    def fit(self, images: Images) -> tuple["TokenConfig", int]:
+    def fit(self, images: Images) -> tuple[Self, int]:
         """The configuration for such images, a token a pixel, and the size that they must be given.
 
         Larger images than the positions hold are made smaller, unless their size was asked for: then the positions follow.
@@ -72,21 +62,23 @@ class TokenConfig:
         Raises:
           InputError: positions or a vocabulary, set by the user, that the images do not have.
         """
-        if images.wanted_width is not None:
+        if images.requested_width is not None:
             raise InputError(
-                f"data.image_width: found {images.wanted_width}; accepted for a model of tokens: none (square images)"
+                f"data.image_width: found {images.requested_width}; accepted for a model of tokens: none (square images)"
             )
-        size = images.wanted_size or min(images.size, math.isqrt(self.num_positions))
+        size = images.requested_size or min(images.size, math.isqrt(self.num_positions))
         vocab_size = images.levels if images.channels == 1 else self.vocab_size
         for name, found, needed, what in (
             ("num_positions", self.num_positions, size * size, f"pixels of {size}×{size} images"),
             ("vocab_size", self.vocab_size, vocab_size, "grey levels of the images"),
         ):
-            if name in images.fixed and found != needed:
+            if name in images.user_set and found != needed:
                 raise InputError(f"model.{name}: found {found}; accepted: {needed}, the {what}")
         num_classes = self.num_classes and images.num_classes
-        fitted = {"vocab_size": vocab_size, "num_positions": size * size, "num_classes": num_classes}
-        return dataclasses.replace(self, **fitted), size
+        fitted = dataclasses.replace(
+            self, vocab_size=vocab_size, num_positions=size * size, num_classes=num_classes
+        )
+        return fitted, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +86,7 @@ class IGPTConfig(TokenConfig):
     """All that determines an iGPT. The released weights have no biases; Hugging Face's port of them has (`use_bias`)."""
 
     family: str = "igpt"
-    use_bias: bool = False
-
-    @property
-    def head_dim(self) -> int:
-        """Features of a head."""
-        return self.dim // self.heads
+    use_bias: bool = setting(False, "Biases, as in Hugging Face's port; the released weights have none.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +106,7 @@ def igpt(size: str, **overrides) -> IGPTConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of iGPT: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of iGPT", size, SIZES)
     dim, depth, heads = SIZES[size]
     return IGPTConfig(**{"dim": dim, "depth": depth, "heads": heads, **overrides})
 
@@ -131,10 +117,10 @@ class IGPTBlock(nnx.Module):
     Initial values as released: queries, keys and values N(0, 1/d), attention's output N(0, 1/(d·depth)), MLP N(0, 0.02²).
     """
 
-    def __init__(self, config: IGPTConfig, *, causal: bool, dtype, rngs: nnx.Rngs):
-        dim, heads = config.dim, (config.heads, config.head_dim)
-        options = {"use_bias": config.use_bias, "dtype": dtype, "rngs": rngs}
-        self.causal = causal
+    def __init__(self, config: IGPTConfig, *, rngs: nnx.Rngs):
+        dim, heads, dtype = config.dim, (config.heads, config.head_dim), config.compute_dtype
+        options: dict[str, Any] = {"use_bias": config.use_bias, "dtype": dtype, "rngs": rngs}
+        self.causal, self.kernel = config.causal, config.attention_kernel
         self.attention_norm = RMSNorm(dim, dtype=dtype, rngs=rngs)
         self.qkv = Dense((dim,), (3, *heads), stddev=dim**-0.5, **options)
         self.attention_output = Dense(heads, (dim,), stddev=(dim * config.depth) ** -0.5, **options)
@@ -142,14 +128,15 @@ class IGPTBlock(nnx.Module):
         self.mlp_in = Dense((dim,), (4 * dim,), stddev=0.02, **options)
         self.mlp_out = Dense((4 * dim,), (dim,), stddev=0.02, **options)
 
-    def __call__(self, x: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: jax.Array, *, return_intermediates: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.attention_norm(x)
         query, key, value = self._query_key_value(normed)
-        attend = causal_attention if self.causal else jax.nn.dot_product_attention
-        attended = attend(query, key, value)
+        attended = attend(query, key, value, causal=self.causal, kernel=self.kernel)
         x = x + self.attention_output(attended)
         out = x + self._mlp(x)
-        return out, ({"normed": normed, "attention_out": x, "mlp_out": out} if report else {})
+        return out, ({"normed": normed, "attention_out": x, "mlp_out": out} if return_intermediates else {})
 
     def decode(self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array):
         """The block on one token `[b, d]`; the cache holds the keys and values `[b, k, n, p]` of those before it."""
@@ -172,22 +159,23 @@ class IGPTBlock(nnx.Module):
 class _TokenModel(nnx.Module):
     """Embedding, positions, blocks, final norm, output table; see `IGPT` for what goes in and out."""
 
-    def __init__(self, config: Any, rngs: nnx.Rngs, *, make_block, make_norm):
-        dtype = resolve_dtype(config.dtype)
-        self.config, self.dtype = config, dtype
+    def __init__(
+        self,
+        config: TokenConfig,
+        rngs: nnx.Rngs,
+        *,
+        make_block: Callable[..., CausalBlock],
+        make_norm: Callable[..., nnx.Module],
+    ):
+        self.config = config
+        self.dtype = dtype = config.compute_dtype
         # The last row of a causal model's table is the learned start token.
         rows = config.vocab_size + config.causal
         self.token_embedding = normal_param((rows, config.dim), 0.02, rngs)
         self.position_embedding = normal_param((config.num_positions, config.dim), 0.01, rngs)
-        self.blocks = Stack(
-            lambda rngs: make_block(config, causal=config.causal, dtype=dtype, rngs=rngs),
-            config.depth,
-            scan=config.scan,
-            remat=config.remat,
-            rngs=rngs,
-        )
+        self.blocks = Stack(lambda rngs: make_block(rngs=rngs), config, rngs=rngs)
         self.head_norm = make_norm(config.dim, dtype=dtype, rngs=rngs)
-        zeros = {"stddev": 0.0, "use_bias": False, "dtype": dtype, "rngs": rngs}
+        zeros: dict[str, Any] = {"stddev": 0.0, "use_bias": False, "dtype": dtype, "rngs": rngs}
         self.head = Dense((config.dim,), (config.vocab_size,), **zeros)
         self.class_head = Dense((config.dim,), (config.num_classes,), **zeros) if config.num_classes else None
 
@@ -241,11 +229,7 @@ class IGPT(_TokenModel):
     """
 
     def __init__(self, config: IGPTConfig, rngs: nnx.Rngs):
-        if config.dim % config.heads:
-            raise InputError(
-                f"model.heads: found {config.heads}, which does not divide model.dim {config.dim}"
-            )
-        super().__init__(config, rngs, make_block=IGPTBlock, make_norm=RMSNorm)
+        super().__init__(config, rngs, make_block=partial(IGPTBlock, config), make_norm=RMSNorm)
 
     @staticmethod
     def init_cache(config: IGPTConfig, batch_size: int, length: int) -> tuple:
@@ -258,7 +242,8 @@ class CRATEGPT(_TokenModel):
     """CRATE-GPT: the task, embeddings and heads of `IGPT` with CRATE's blocks and LayerNorm."""
 
     def __init__(self, config: CRATEGPTConfig, rngs: nnx.Rngs):
-        super().__init__(config, rngs, make_block=CRATEBlock, make_norm=layer_norm)
+        make_block = partial(CRATEBlock, config, config, causal=config.causal)
+        super().__init__(config, rngs, make_block=make_block, make_norm=layer_norm)
 
     @staticmethod
     def init_cache(config: CRATEGPTConfig, batch_size: int, length: int) -> tuple:
@@ -266,6 +251,6 @@ class CRATEGPT(_TokenModel):
         return tuple(_empty(config, batch_size, length) for _ in range(config.depth))
 
 
-def _empty(config: Any, batch_size: int, length: int) -> jax.Array:
+def _empty(config: TokenConfig, batch_size: int, length: int) -> jax.Array:
     shape = (batch_size, config.heads, length, config.head_dim)
-    return jnp.zeros(shape, resolve_dtype(config.dtype))
+    return jnp.zeros(shape, config.compute_dtype)

@@ -2,40 +2,37 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax import InputError
-from crate_jax.models.layers import Dense, choose, normal_param, resolve_dtype
-from crate_jax.models.model import Images, Params
-from crate_jax.models.stack import Stack, Trace
+from crate_jax.models.config import Images, ModelConfig
+from crate_jax.models.layers import Dense, normal_param
+from crate_jax.models.model import Params
+from crate_jax.models.stack import Block, Stack, Trace
+from crate_jax.settings import one_of, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(ModelConfig):
     """What every model of image patches has. `image_width=None`: images are as wide as they are high, `image_size`.
 
     `head_hidden`: width of the two hidden layers of a `ProjectionHead`; 0 is a linear head. `pool`: what the head reads,
     "class" a class token, "mean" the mean of the tokens, with no class token.
     """
 
-    family: str = ""
-    image_size: int = 224
-    image_width: int | None = None
-    patch_size: int = 16
-    channels: int = 3
-    num_classes: int = 1000
-    head_hidden: int = 0
-    pool: str = "class"
-    dim: int = 384
-    depth: int = 12
-    heads: int = 6
-    scan: bool = True
-    remat: str = "none"
-    dtype: str = "auto"
+    image_size: int = setting(224, "Height of the images, in pixels.", least=1)
+    image_width: int | None = setting(None, "Width of the images; left out: as wide as high.", least=1)
+    patch_size: int = setting(16, "Height and width of a patch, in pixels.", least=1)
+    channels: int = setting(3, "Channels of the images.", least=1)
+    num_classes: int = setting(1000, "Outputs of the head.", least=0)
+    head_hidden: int = setting(0, "Width of the two hidden layers of the head; 0: a linear head.", least=0)
+    pool: str = setting(
+        "class", "What the head reads: a class token, or the mean of the tokens.", choices=("class", "mean")
+    )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -55,18 +52,11 @@ class ImageConfig:
         return rows * columns
 
     @property
-    def head_dim(self) -> int:
-        """Features of a head."""
-        if self.dim % self.heads:
-            raise InputError(f"model.heads: found {self.heads}, which does not divide model.dim {self.dim}")
-        return self.dim // self.heads
-
-    @property
     def sequence_length(self) -> int:
         """Tokens that a block sees, the class token among them."""
         return self.num_tokens + (self.pool == "class")
 
-    def fit(self, images: Images) -> tuple["ImageConfig", int]:
+    def fit(self, images: Images) -> tuple[Self, int]:
         """The configuration for such images, and the height that they must be given.
 
         The grid of patches is kept: the patch size follows the image size, so the token count stays that of this
@@ -77,13 +67,13 @@ class ImageConfig:
           InputError: a requested image size that no suitable patch size divides, or an image size set by the user that is
             not the images'.
         """
-        rows, size = self.grid[0], images.wanted_size or images.size
-        sides = (size, images.wanted_width or size)
-        if "patch_size" in images.fixed:
+        rows, size = self.grid[0], images.requested_size or images.size
+        sides = (size, images.requested_width or size)
+        if "patch_size" in images.user_set:
             patch = self.patch_size
         elif sides == self.image_shape[:2]:
             patch = self.patch_size
-        elif images.wanted_size is None and images.wanted_width is None:
+        elif images.requested_size is None and images.requested_width is None:
             # The data leave the size open to a pixel or two: keep the grid exactly.
             patch = max(1, round(size / rows))
             size = patch * min(rows, size // patch)
@@ -103,13 +93,19 @@ class ImageConfig:
             ("image_size", self.image_size, size),
             ("image_width", self.image_width or self.image_size, sides[1]),
         ):
-            if name in images.fixed and found != needed:
+            if name in images.user_set and found != needed:
                 raise InputError(
                     f"model.{name}: found {found}; accepted: {needed}, that of the images (data.{name} changes both)"
                 )
-        fitted = {"image_size": size, "image_width": images.wanted_width, "patch_size": patch}
-        fitted |= {"channels": images.channels, "num_classes": images.num_classes}
-        return dataclasses.replace(self, **fitted), size
+        fitted = dataclasses.replace(
+            self,
+            image_size=size,
+            image_width=images.requested_width,
+            patch_size=patch,
+            channels=images.channels,
+            num_classes=images.num_classes,
+        )
+        return fitted, size
 
     def describe_input(self) -> str:
         """What goes in and what comes out, for people."""
@@ -158,7 +154,7 @@ class ProjectionHead(nnx.Module):
 
     def __init__(self, config: ImageConfig, *, dtype, rngs: nnx.Rngs):
         hidden = (config.head_hidden,)
-        options = {"stddev": 0.02, "use_bias": True, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"stddev": 0.02, "use_bias": True, "dtype": dtype, "rngs": rngs}
         self.mlp_in = Dense((config.dim,), hidden, **options)
         self.projection = Dense(hidden, hidden, **options)
         self.mlp_out = Dense(hidden, (config.num_classes,), **options)
@@ -176,8 +172,9 @@ class ImageClassifier(nnx.Module):
 
     Args:
       config: an `ImageConfig`.
-      embed, make_block, make_norm: each called with `dtype=` and `rngs=`; the module from images to tokens, one block, the
-        norm before the head.
+      embed, make_norm, make_head: each called with `dtype=` and `rngs=`; the module from images to tokens, the norm before
+        the head, the head where it is linear.
+      make_block: called with `rngs=`; one block.
       class_std, position_std: of the normal initial values.
     """
 
@@ -187,7 +184,7 @@ class ImageClassifier(nnx.Module):
         rngs: nnx.Rngs,
         *,
         embed: Callable[..., nnx.Module],
-        make_block: Callable[..., nnx.Module],
+        make_block: Callable[..., Block],
         make_norm: Callable[..., nnx.Module],
         make_head: Callable[..., nnx.Module],
         class_std: float,
@@ -199,21 +196,14 @@ class ImageClassifier(nnx.Module):
             raise InputError(
                 f"model.patch_size: found {config.patch_size}, which does not divide model.image_size {sides}"
             )
-        choose("model.pool", config.pool, ("class", "mean"))
-        dtype = resolve_dtype(config.dtype)
-        self.config, self.dtype = config, dtype
-        options = {"dtype": dtype, "rngs": rngs}
+        one_of("model.pool", config.pool, ("class", "mean"))
+        self.config, self.dtype = config, config.compute_dtype
+        options: dict[str, Any] = {"dtype": self.dtype, "rngs": rngs}
         self.patch_embed = embed(**options)
         with_class = config.pool == "class"
         self.class_token = normal_param((config.dim,), class_std, rngs) if with_class else None
         self.position_embedding = normal_param((config.sequence_length, config.dim), position_std, rngs)
-        self.blocks = Stack(
-            lambda rngs: make_block(dtype=dtype, rngs=rngs),
-            config.depth,
-            scan=config.scan,
-            remat=config.remat,
-            rngs=rngs,
-        )
+        self.blocks = Stack(lambda rngs: make_block(rngs=rngs), config, rngs=rngs)
         self.head_norm = make_norm(**options)
         self.head = ProjectionHead(config, **options) if config.head_hidden else make_head(**options)
 

@@ -1,36 +1,43 @@
 """The door between Flax and everything else: a model is `init` and `apply` over a plain nested dict of arrays."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, Protocol, cast
 
 import jax
 import numpy as np
 from flax import nnx
 
 from crate_jax import InputError
+from crate_jax.models.config import ConfigT, resolve
 from crate_jax.models.stack import Trace
 
 Params = dict[str, Any]
+# What a causal model keeps of earlier tokens: a pytree of arrays `[b, heads, length, head_dim]`.
+Cache = Any
+Decode = Callable[[jax.Array, Cache, jax.Array], tuple[jax.Array, Cache]]
 
 
-class Images(NamedTuple):
-    """The images that a model will see, from which its configuration follows: `config.fit(images) -> (config, size)`.
+class Module(Protocol):
+    """What a family's `nnx.Module` is called with."""
 
-    `size` is the images' own height and width, `wanted_size` the one asked for (None: the model chooses), `levels` the
-    number of values of a pixel; `fixed` names the fields of the configuration that the user set by hand. With
-    `wanted_width` the width is another than the height.
-    """
-
-    size: int
-    wanted_size: int | None
-    channels: int
-    num_classes: int
-    levels: int
-    fixed: frozenset[str] = frozenset()
-    wanted_width: int | None = None
+    def __call__(
+        self, inputs: jax.Array, /, *, train: bool = False, key: jax.Array | None = None, trace: Trace = False
+    ) -> tuple[Any, Any]:
+        """See `Model.apply`."""
 
 
-class Model:
+class CausalModule(Module, Protocol):
+    """A module that predicts tokens one after the other."""
+
+    @staticmethod
+    def init_cache(config: Any, batch_size: int, length: int, /) -> Cache:
+        """See `Model.init_cache`."""
+
+    def decoder(self) -> Decode:
+        """See `Model.decoder`."""
+
+
+class Model(Generic[ConfigT]):
     """A module of this package as two pure functions.
 
     NNX stays behind this class: optimisers, checkpoints, sharding rules and weight tables see dicts of arrays only.
@@ -40,18 +47,21 @@ class Model:
       build: `build(config, rngs)` returns the `nnx.Module`.
       readings: what can be measured in each layer, as a function to pass as `trace=`; None when the layers' meaning is
         not known (a black box). Kept as `model.readings`.
+      platform: of the devices that the model will run on. What `auto` in the configuration becomes there is kept as
+        `model.resolved`, of which the module is built (see `config.resolve`).
     """
 
     def __init__(
         self,
-        config: Any,
-        build: Callable[[Any, nnx.Rngs], nnx.Module],
+        config: ConfigT,
+        build: Callable[[Any, nnx.Rngs], Module],
         readings: Callable[[dict], dict] | None = None,
+        platform: str | None = None,
     ):
-        self.config, self.readings = config, readings
+        self.config, self.resolved, self.readings = config, resolve(config, platform), readings
         self._build = build
         # Shapes only: no parameter is allocated until `init`.
-        self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(params=0))))
+        self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(self.resolved, nnx.Rngs(params=0))))
         self.abstract_params: Params = nnx.to_pure_dict(state)
 
     @property
@@ -61,7 +71,7 @@ class Model:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32. Pure: jit it with `out_shardings` to make them where they belong."""
-        return nnx.to_pure_dict(nnx.state(self._build(self.config, nnx.Rngs(params=key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(self._build(self.resolved, nnx.Rngs(params=key)), nnx.Param))
 
     def apply(
         self,
@@ -79,31 +89,33 @@ class Model:
           params: as returned by `init`.
           inputs: normalised images `[b, h, w, c]`, or what the model's own docstring says.
           train: whether random regularisers (if the model has any) are on; they then need `key`.
-          trace: False, True for every named array of every layer, or a function of one block's report.
+          trace: False, True for every named array of every layer, or a function of one block's intermediates.
           **options: what else the model's own docstring names, such as the `noise` of a CRATE-MAE.
         Returns:
           `(output, trace)`; the trace's arrays have a leading layer axis, and it is None when not asked for.
         """
         return nnx.merge(self._graphdef, params)(inputs, train=train, key=key, trace=trace, **options)
 
-    def init_cache(self, batch_size: int, length: int | None = None) -> Any:
-        """An empty cache for `decode`: one or more arrays a layer, `[b, heads, length, head_dim]`, of static shape, in the
+    def init_cache(self, batch_size: int, length: int | None = None) -> Cache:
+        """An empty cache for `decode`: one or more arrays per layer, `[b, heads, length, head_dim]`, of static shape, in the
         type that the model computes in. It has room for the first `length` positions, all of them by default; positions
         may be appended later.
 
         Raises:
           InputError: a model that does not predict tokens one after the other.
         """
-        if not getattr(self.config, "causal", False):
+        config: Any = self.resolved
+        if not getattr(config, "causal", False):
             raise InputError(
                 f"model.family: found {self.config.family!r}, which does not predict tokens one after the other; "
                 "accepted: a causal token model (igpt, crate_gpt)"
             )
-        return self._build.init_cache(self.config, batch_size, length or self.config.num_positions)
+        module = cast(type[CausalModule], self._build)
+        return module.init_cache(config, batch_size, length or config.num_positions)
 
     def decode(
-        self, params: Params, previous: jax.Array, cache: Any, position: jax.Array
-    ) -> tuple[jax.Array, Any]:
+        self, params: Params, previous: jax.Array, cache: Cache, position: jax.Array
+    ) -> tuple[jax.Array, Cache]:
         """One step of the forward pass: the prediction of the token at `position` from those before it.
 
         Calling it for positions 0, 1, 2, … with the cache handed on gives the rows of `apply`'s logits.
@@ -118,6 +130,6 @@ class Model:
         """
         return self.decoder(params)(previous, cache, position)
 
-    def decoder(self, params: Params) -> Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]]:
+    def decoder(self, params: Params) -> Decode:
         """`decode` with the parameters bound and taken apart: make it outside of a loop over positions."""
-        return nnx.merge(self._graphdef, params).decoder()
+        return cast(CausalModule, nnx.merge(self._graphdef, params)).decoder()

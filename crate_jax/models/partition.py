@@ -1,51 +1,90 @@
-"""Where arrays lie on a mesh: one table for the parameters, the optimiser's moments, activations, caches and batches.
+"""What is said of arrays by their path, in one table: where they lie on a mesh, and which parameters weight decay shrinks.
 
 Axes: `data` replicates parameters and splits the batch; `fsdp` splits both; `tensor` splits heads and features.
 """
 
 import re
+from typing import NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec
 
+from crate_jax import InputError
+
 # The batch is split over both of these.
 BATCH_AXES = ("data", "fsdp")
+# An array above this that no rule matches is an error: small ones may be kept whole on every device.
+MAX_REPLICATED_BYTES = 2**20
 
 # An axis of the mesh, several, or None for a dimension that is not split.
 Axis = str | tuple[str, ...] | None
 
-# Path pattern → partition of the trailing dimensions (a stack adds a leading, unsplit one). The first match wins; the
-# paths of optimiser moments end in those of their parameters, so one row serves both.
-RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
+
+class Rule(NamedTuple):
+    """One row: a path pattern, the partition of the trailing dimensions (a stack adds a leading, unsplit one; None: small,
+    kept whole), and of parameters whether weight decay applies (None: no parameter).
+    """
+
+    pattern: str
+    axes: tuple[Axis, ...] | None
+    decayed: bool | None = None
+
+
+# The first match wins; the paths of optimiser moments end in those of their parameters, so one row serves both. Not decayed
+# are norms, biases, positions, the tokens that stand for no patch, temperatures and learned step sizes, because pulling
+# them to zero compresses nothing, and a fixed output matrix, which is not trained at all.
+RULES: tuple[Rule, ...] = (
     # Adafactor's row and column means have a dimension less than their parameter and are small: not split.
-    (r"/v_(row|col)/", ()),
-    (r"(mssa|tssa)/bases$", ("tensor", "fsdp", None)),
-    (r"(mssa|tssa)/(fixed_)?output$", ("tensor", None, "fsdp")),
-    (r"(dictionary|decoder)$", ("fsdp", "tensor")),
-    (r"(projection|head)/kernel$", ("fsdp", "tensor")),
-    (r"qkv/kernel$", ("fsdp", None, "tensor", None)),
-    (r"attention_output/kernel$", ("tensor", None, "fsdp")),
-    (r"mlp_in/kernel$", ("fsdp", "tensor")),
-    (r"mlp_out/kernel$", ("tensor", "fsdp")),
-    (r"(position|token)_embedding$", (None, "fsdp")),
+    Rule(r"/v_(row|col)/", ()),
+    Rule(r"(mssa|tssa)/bases$", ("tensor", "fsdp", None), decayed=True),
+    Rule(r"(mssa|tssa)/output$", ("tensor", None, "fsdp"), decayed=True),
+    Rule(r"mssa/fixed_output$", ("tensor", None, "fsdp"), decayed=False),
+    Rule(r"(dictionary|decoder)$", ("fsdp", "tensor"), decayed=True),
+    Rule(r"(projection|head)/kernel$", ("fsdp", "tensor"), decayed=True),
+    Rule(r"qkv/kernel$", ("fsdp", None, "tensor", None), decayed=True),
+    Rule(r"attention_output/kernel$", ("tensor", None, "fsdp"), decayed=True),
+    Rule(r"mlp_in/kernel$", ("fsdp", "tensor"), decayed=True),
+    Rule(r"mlp_out/kernel$", ("tensor", "fsdp"), decayed=True),
+    Rule(r"token_embedding$", (None, "fsdp"), decayed=True),
+    Rule(r"position_embedding$", (None, "fsdp"), decayed=False),
+    Rule(r"(^|/)kernel$", None, decayed=True),
+    Rule(r"(scale|bias|class_token|mask_token)$", None, decayed=False),
+    Rule(r"(temperature|compression_step|step_size|penalty)$", None, decayed=False),
     # What is no parameter: the residual stream [b, n, d] or [b, d], a layer's cache [b, heads, n, p], a batch.
-    (r"^activation/tokens$", (BATCH_AXES, None, None)),
-    (r"^activation/token$", (BATCH_AXES, None)),
-    (r"^cache/", (BATCH_AXES, "tensor", None, None)),
-    (r"^batch/", (BATCH_AXES,)),
+    Rule(r"^activation/tokens$", (BATCH_AXES, None, None)),
+    Rule(r"^activation/token$", (BATCH_AXES, None)),
+    Rule(r"^cache/", (BATCH_AXES, "tensor", None, None)),
+    Rule(r"^batch/", (BATCH_AXES,)),
 )
 
 
 def axes_for(path: str, ndim: int) -> tuple[Axis, ...] | None:
-    """One entry for each dimension by the first rule that matches the path; None if none does.
+    """One entry for each dimension by the first rule that places the path; None if none does.
 
     Rules name the trailing dimensions of parameters; a batch's is the leading one.
     """
-    for pattern, axes in RULES:
-        if re.search(pattern, path) and ndim >= len(axes):
+    for pattern, axes, _ in RULES:
+        if axes is not None and re.search(pattern, path) and ndim >= len(axes):
             rest = (None,) * (ndim - len(axes))
             return (*axes, *rest) if pattern == r"^batch/" else (*rest, *axes)
     return None
+
+
+def is_decayed(path: str, nbytes: int) -> bool:
+    """Whether weight decay applies to the parameter at this path, of so many bytes. A small one that no rule names is left
+    alone.
+
+    Raises:
+      InputError: a large parameter that no rule names: a family was added and its row forgotten.
+    """
+    for pattern, _, decayed in RULES:
+        if decayed is not None and re.search(pattern, path):
+            return decayed
+    if nbytes > MAX_REPLICATED_BYTES:
+        raise InputError(
+            f"weight decay: no rule matches parameter {path}, {nbytes} bytes; add one to models.partition.RULES"
+        )
+    return False
 
 
 def constrain(x: jax.Array, path: str) -> jax.Array:
@@ -54,6 +93,7 @@ def constrain(x: jax.Array, path: str) -> jax.Array:
     Without a mesh in context (a model used on its own) there is nothing to do.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "data" not in mesh.axis_names:
+    axes = axes_for(path, x.ndim)
+    if mesh.empty or "data" not in mesh.axis_names or axes is None:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes_for(path, x.ndim)))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

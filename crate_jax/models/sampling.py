@@ -1,23 +1,19 @@
-"""Drawing images from a next-token model: a KV cache of static shape and one compiled scan over positions."""
+"""Drawing tokens from a causal model: a cache that grows in stages and one compiled scan over positions."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from crate_jax import InputError
-from crate_jax.models.model import Model, Params
-from crate_jax.models.partition import constrain
-
-# The cache grows to its full length in so many steps, none shorter than SHORTEST_STAGE positions. More of them read less of
-# what is still empty (of n positions (1 + 1/stages)/2 on average) and compile more often.
-STAGES = 8
-SHORTEST_STAGE = 64
+from crate_jax.models import decoding
+from crate_jax.models.gpt import TokenConfig
+from crate_jax.models.model import Cache, Model, Params
 
 
-class Draw(NamedTuple):
+class SamplingParams(NamedTuple):
     """How a token is drawn from logits: softmax(logits / temperature), of the `top_k` likeliest tokens only, of the fewest
     tokens that together have probability `top_p` only (the nucleus); None is no restriction.
     """
@@ -38,11 +34,14 @@ class Draw(NamedTuple):
             raise InputError(f"top_p: found {self.top_p}; accepted: a number above 0, at most 1")
 
     def restrict(self, logits: jax.Array) -> jax.Array:
-        """Logits `[…, v]` divided by the temperature, −∞ for the tokens that are left out.
+        """Logits `[…, v]` divided by the temperature, up to a constant, −∞ for the tokens that are left out.
 
         The nucleus is that of what `top_k` leaves; tokens as likely as the last one in are in.
         """
-        logits = logits / self.temperature
+        if self.temperature != 1:
+            # Below the likeliest, so that no temperature, however low, makes an infinity of it: it stays at 0.
+            below = logits - jnp.max(logits, axis=-1, keepdims=True)
+            logits = jnp.where(below == 0, 0.0, below / self.temperature)
         if self.top_k is not None:
             least = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
             logits = jnp.where(logits >= least, logits, -jnp.inf)
@@ -61,31 +60,30 @@ class State(NamedTuple):
 
     position: int
     previous: jax.Array
-    cache: Any
+    cache: Cache
 
 
-def start(model: Model, batch_size: int) -> State:
+def start(model: Model[TokenConfig], batch_size: int) -> State:
     """The state before the first token."""
-    return State(0, jnp.zeros(batch_size, jnp.int32), model.init_cache(batch_size, cache_length(model, 1)))
+    return State(0, jnp.zeros(batch_size, jnp.int32), decoding.init_cache(model, batch_size))
 
 
 def make_sampler(
-    model: Model, length: int, draw: Draw
+    model: Model[TokenConfig], length: int, sampling_params: SamplingParams
 ) -> Callable[[Params, State, jax.Array, jax.Array, jax.Array], tuple[State, jax.Array]]:
     """`sampler(params, state, prompt, given, keys) -> (state, tokens [b, length])`: the next `length` tokens.
 
-    `prompt` is int `[b, n]`, of which positions below `given` are taken as they are; `keys` `[b]`, one an example, so that
+    `prompt` is int `[b, n]`, of which positions below `given` are taken as they are; `keys` `[b]`, one per example, so that
     an image does not depend on how many are drawn beside it. Calls follow one another with the state handed on, which is
     donated; the first is `start(model, batch_size)`.
 
-    A call is one compiled scan over positions. Its cache has a static shape, of which every token reads all; so that the
-    first tokens need not read room for the last, the cache grows between calls, and the scan is compiled once for each of
-    its lengths (see STAGES).
+    A call is one compiled scan over positions, compiled once for each length of the cache, which grows between calls (see
+    `crate_jax.models.decoding`).
     """
-    draw.check(model.config.vocab_size)
+    sampling_params.check(model.config.vocab_size)
 
     def one(keys, logits):
-        return jax.vmap(jax.random.categorical)(keys, draw.restrict(logits))
+        return jax.vmap(jax.random.categorical)(keys, sampling_params.restrict(logits))
 
     @partial(jax.jit, donate_argnums=2)
     def scan(params, previous, cache, position, prompt, given, keys):
@@ -103,26 +101,8 @@ def make_sampler(
 
     def sampler(params, state, prompt, given, keys):
         end = state.position + length
-        cache, length_needed = state.cache, cache_length(model, end)
-        if jax.tree.leaves(cache)[0].shape[2] < length_needed:
-            cache = grow(cache, length_needed)
+        cache = decoding.make_room(model, state.cache, end)
         previous, cache, tokens = scan(params, state.previous, cache, state.position, prompt, given, keys)
         return State(end, previous, cache), tokens
 
     return sampler
-
-
-def cache_length(model: Model, positions: int) -> int:
-    """The length of the sampler's cache that has room for so many positions: the next whole stage."""
-    stage = max(-(-model.config.num_positions // STAGES), SHORTEST_STAGE)
-    return min(-(-positions // stage) * stage, model.config.num_positions)
-
-
-@partial(jax.jit, static_argnums=1)
-def grow(cache: Any, length: int) -> Any:
-    """The model's cache, arrays `[b, k, n, p]`, with room for `length` positions."""
-
-    def longer(x):
-        return constrain(jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0))), "cache/")
-
-    return jax.tree.map(longer, cache)

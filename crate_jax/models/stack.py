@@ -5,19 +5,21 @@ unrolled, so a checkpoint does not depend on that choice.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crate_jax.models.layers import choose
+from crate_jax.models.config import ModelConfig
 from crate_jax.models.partition import constrain
+from crate_jax.settings import one_of
 
-# What a block reports of itself: named arrays, and `layer`, its number. `trace` is False (nothing), True (all of them) or a
-# function that reduces them inside the scan, so that a reading of every layer needs no memory for the activations of every
-# layer.
-Trace = bool | Callable[[dict[str, jax.Array]], Any]
+# Named arrays of one block, see `crate_jax.models.trace` for the names.
+Intermediates = dict[str, jax.Array]
+# What is wanted of every block's intermediates (and `layer`, its number): False (nothing), True (all of them) or a function
+# that reduces them inside the scan, so that a reading of every layer needs no memory for the activations of every layer.
+Trace = bool | Callable[[Intermediates], Any]
 
 REMAT_POLICIES = {
     "none": None,
@@ -30,46 +32,60 @@ REMAT_POLICIES = {
 TOKENS, TOKEN = "activation/tokens", "activation/token"
 
 
-class Stack(nnx.Module):
-    """`depth` blocks made by `make_block(rngs)`; called as `block(x, report=…)`, each returns `(x, named arrays)`."""
+class Block(Protocol):
+    """What a stack is made of: an `nnx.Module` from tokens to tokens of the same shape."""
 
-    def __init__(
-        self,
-        make_block: Callable[[nnx.Rngs], nnx.Module],
-        depth: int,
-        *,
-        scan: bool,
-        remat: str,
-        rngs: nnx.Rngs,
-    ):
-        choose("model.remat", remat, REMAT_POLICIES)
-        self.depth, self.scan, self.remat = depth, scan, remat
-        keys = jax.random.split(rngs.params(), depth)
+    def __call__(
+        self, x: jax.Array, /, *, return_intermediates: bool = False
+    ) -> tuple[jax.Array, Intermediates]:
+        """One layer on the tokens `[b, n, d]`.
+
+        Returns:
+          `(tokens, intermediates)`. The intermediates are empty unless asked for; then they hold at least `normed`
+          `[b, n, d]`, the layer-normed input, and of a white box all that `crate_jax.models.trace` lists.
+        """
+
+
+class CausalBlock(Block, Protocol):
+    """A block that can also be run a token at a time."""
+
+    def decode(self, x: jax.Array, cache: Any, position: jax.Array, /) -> tuple[jax.Array, Any]:
+        """The layer on the token `[b, d]` at `position`, given what `cache` holds of those before it; `(token, cache)`."""
+
+
+class Stack(nnx.Module):
+    """`config.depth` equal blocks, each made by `make_block(rngs)` and a `Block`."""
+
+    def __init__(self, make_block: Callable[[nnx.Rngs], Block], config: ModelConfig, *, rngs: nnx.Rngs):
+        one_of("model.remat", config.remat, REMAT_POLICIES)
+        self.depth, self.scan, self.remat = config.depth, config.scan, config.remat
+        keys = jax.random.split(rngs.params(), self.depth)
         self.blocks = nnx.vmap(lambda key: make_block(nnx.Rngs(params=key)), in_axes=0)(keys)
 
     def __call__(self, x: jax.Array, *, trace: Trace = False) -> tuple[jax.Array, Any]:
         """`x` through all blocks. The trace has a leading axis of length `depth`; None when `trace` is False."""
         graphdef, stacked = nnx.split(self.blocks)
-        reduce = (lambda report: report) if trace is True else trace
 
         def body(x, layer):
             number, params = layer
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
-            x, report = nnx.merge(graphdef, params)(constrain(x, TOKENS), report=bool(trace))
-            return x, (reduce({**report, "layer": number}) if trace else None)
+            block = nnx.merge(graphdef, params)
+            x, intermediates = block(constrain(x, TOKENS), return_intermediates=bool(trace))
+            intermediates = {**intermediates, "layer": number}
+            return x, trace(intermediates) if callable(trace) else intermediates if trace else None
 
         if self.remat != "none":
             # A scan body is never merged with its recomputation by CSE, so the barriers that prevent it cost for nothing.
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
         if self.scan:
-            x, reports = jax.lax.scan(body, x, (jnp.arange(self.depth), stacked))
-            return constrain(x, TOKENS), reports
-        reports = []
+            x, traced = jax.lax.scan(body, x, (jnp.arange(self.depth), stacked))
+            return constrain(x, TOKENS), traced
+        layers = []
         for layer in enumerate(self._layers(stacked)):
-            x, report = body(x, layer)
-            reports.append(report)
-        return constrain(x, TOKENS), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
+            x, traced = body(x, layer)
+            layers.append(traced)
+        return constrain(x, TOKENS), jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
     def decoder(self) -> Callable[[jax.Array, Sequence[Any], jax.Array], tuple[jax.Array, tuple]]:
         """`decode(x, caches, position)`: one token `[b, d]` through all blocks, each `block.decode(x, cache, position)`.
@@ -79,7 +95,7 @@ class Stack(nnx.Module):
         here, once for all tokens, because XLA does not move that out of a loop.
         """
         graphdef, stacked = nnx.split(self.blocks)
-        blocks = [nnx.merge(graphdef, params) for params in self._layers(stacked)]
+        blocks = [cast(CausalBlock, nnx.merge(graphdef, params)) for params in self._layers(stacked)]
 
         def decode(x, caches, position):
             updated = []

@@ -10,15 +10,16 @@ learned, and the head reads the mean of the tokens, as is linear too.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crate_jax import InputError
 from crate_jax.models.images import ImageClassifier, ImageConfig
 from crate_jax.models.layers import Dense, PatchProjection, layer_norm
 from crate_jax.models.vit import EPS, MLP
+from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads, the γ that layers start from)
 SIZES = {"tiny": (192, 12, 4, 1.0), "small": (384, 12, 8, 1.0), "medium": (512, 24, 8, 1e-5)}
@@ -30,8 +31,13 @@ class ToSTConfig(ImageConfig):
 
     family: str = "tost"
     pool: str = "mean"
-    mlp_ratio: float = 4.0
-    layer_scale: float = 1.0
+    mlp_ratio: float = setting(4.0, "Width of the MLP over that of the tokens.", above=0)
+    layer_scale: float = setting(1.0, "What γ₁ and γ₂ start from.", least=0)
+
+    @property
+    def has_attention(self) -> bool:
+        """Token statistics compare no tokens, so no kernel computes them."""
+        return False
 
 
 def tost(size: str, **overrides) -> ToSTConfig:
@@ -43,8 +49,7 @@ def tost(size: str, **overrides) -> ToSTConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of ToST: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of ToST", size, SIZES)
     dim, depth, heads, scale = SIZES[size]
     return ToSTConfig(**{"dim": dim, "depth": depth, "heads": heads, "layer_scale": scale, **overrides})
 
@@ -56,8 +61,9 @@ class TSSA(nnx.Module):
     τ_k Σ_j W_ikj² / Σ_i W_ikj², the membership of token i. `bases` U `[k, d, p]`, `output` O `[k, p, d]`, `temperature` τ.
     """
 
-    def __init__(self, dim: int, heads: int, head_dim: int, *, dtype, rngs: nnx.Rngs):
-        self.dtype = dtype
+    def __init__(self, config: ToSTConfig, *, rngs: nnx.Rngs):
+        dim, heads, head_dim = config.dim, config.heads, config.head_dim
+        self.dtype = config.compute_dtype
         kernel = nnx.initializers.truncated_normal(0.02)
         self.bases = nnx.Param(kernel(rngs.params(), (heads, dim, head_dim)))
         self.base_bias = nnx.Param(jnp.zeros((heads, 1, head_dim)))
@@ -81,22 +87,24 @@ class TSSA(nnx.Module):
 class ToSTBlock(nnx.Module):
     """TSSA and MLP, each on the normed tokens, scaled by a learned vector and added."""
 
-    def __init__(self, config: ToSTConfig, *, dtype, rngs: nnx.Rngs):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.tssa_norm = layer_norm(config.dim, eps=EPS, **options)
-        self.tssa = TSSA(config.dim, config.heads, config.head_dim, **options)
-        self.mlp_norm = layer_norm(config.dim, eps=EPS, **options)
-        self.mlp = MLP(config.dim, config.mlp_ratio, **options)
+    def __init__(self, config: ToSTConfig, *, rngs: nnx.Rngs):
+        options: dict[str, Any] = {"eps": EPS, "dtype": config.compute_dtype, "rngs": rngs}
+        self.tssa_norm = layer_norm(config.dim, **options)
+        self.tssa = TSSA(config, rngs=rngs)
+        self.mlp_norm = layer_norm(config.dim, **options)
+        self.mlp = MLP(config.dim, config.mlp_ratio, dtype=config.compute_dtype, rngs=rngs)
         self.tssa_scale, self.mlp_scale = (
             nnx.Param(jnp.full(config.dim, config.layer_scale)) for _ in range(2)
         )
 
-    def __call__(self, z: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, z: jax.Array, *, return_intermediates: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         tssa_scale, mlp_scale = (p[...].astype(z.dtype) for p in (self.tssa_scale, self.mlp_scale))
         normed = self.tssa_norm(z)
         compressed = z + tssa_scale * self.tssa(normed)
         out = compressed + mlp_scale * self.mlp(self.mlp_norm(compressed))
-        return out, ({"normed": normed, "tssa_out": compressed, "out": out} if report else {})
+        return out, ({"normed": normed, "tssa_out": compressed, "out": out} if return_intermediates else {})
 
 
 class ToST(ImageClassifier):

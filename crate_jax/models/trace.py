@@ -1,7 +1,7 @@
-"""Readings of the sparse rate reduction objective, layer by layer, from what a white-box block reports of itself.
+"""Readings of the sparse rate reduction objective, layer by layer, from the intermediates of a white-box block.
 
-Every block of every family reports `normed` `[b, n, d]`, its layer-normed input: the features that probes read. A
-white-box block (see `crate.CRATEBlock`) also reports `mssa_in`, `mssa_update`, `mssa_out` and its output `out`, each
+The intermediates of every block hold `normed` `[b, n, d]`, its layer-normed input: the features that probes read. Those of
+a white-box block (see `crate.CRATEBlock`) also hold `mssa_in`, `mssa_update`, `mssa_out` and its output `out`, each
 `[b, n, d]`; `ista_out`, the sparse codes `[b, n, m]` (the output itself where the dictionary is complete); `subspace_in`,
 `subspace_out` `[b, k, n, p]`, the tokens before and after MSSA in the layer's own coordinates, U_kᵀ LN(z); `bases`
 `[k, d, p]`, which are U.
@@ -15,25 +15,25 @@ from crate_jax import objectives
 READINGS = ("coding_rate_before", "coding_rate", "nonzero_fraction")
 
 
-def readings(report: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The layer-wise measurements of CRATE (section 3.1) for one layer, one value an example.
+def readings(intermediates: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The layer-wise measurements of CRATE (section 3.1) for one layer, one value per example.
 
     - `coding_rate_before`, `coding_rate`: R^c of the tokens before and after MSSA (with its skip connection), in nats,
       as the released code measures it (token-normalised in each subspace, ε² = 0.01, summed over heads).
     - `nonzero_fraction`: ‖Z‖₀/(d n) of the output of ISTA.
 
     Args:
-      report: what one block reports; no leading layer axis.
+      intermediates: those of one block; no leading layer axis.
     Returns:
       a dict of `[b]` arrays. Pass this function as `trace=` to get `[depth, b]`.
     """
     # Both in one call: two batched Cholesky factorisations at once can each hold a thread of XLA's CPU pool while they
     # wait for their parts to be run by the others, and on two cores there are no others (jaxlib 0.10.2).
     before, after = objectives.released_coding_rate(
-        jnp.stack([report["subspace_in"], report["subspace_out"]])
+        jnp.stack([intermediates["subspace_in"], intermediates["subspace_out"]])
     )
     return {
         "coding_rate_before": before,
         "coding_rate": after,
-        "nonzero_fraction": objectives.nonzero_fraction(report["ista_out"]),
+        "nonzero_fraction": objectives.nonzero_fraction(intermediates["ista_out"]),
     }

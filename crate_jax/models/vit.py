@@ -5,14 +5,16 @@ a class token, learned positions, biases everywhere.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crate_jax import InputError
+from crate_jax.models.attention import attend
 from crate_jax.models.images import ImageClassifier, ImageConfig
 from crate_jax.models.layers import Dense, PatchProjection, layer_norm
+from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads)
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -24,7 +26,7 @@ class ViTConfig(ImageConfig):
     """All that determines a ViT. The MLP is `mlp_ratio` times as wide as the tokens."""
 
     family: str = "vit"
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = setting(4.0, "Width of the MLP over that of the tokens.", above=0)
 
 
 def vit(size: str, **overrides) -> ViTConfig:
@@ -37,8 +39,7 @@ def vit(size: str, **overrides) -> ViTConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of ViT: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of ViT", size, SIZES)
     dim, depth, heads = SIZES[size]
     return ViTConfig(**{"dim": dim, "depth": depth, "heads": heads, **overrides})
 
@@ -47,7 +48,7 @@ class MLP(nnx.Module):
     """W₂ gelu(W₁ x + b₁) + b₂, the exact gelu. Kernels start as N(0, 0.02²), biases at zero."""
 
     def __init__(self, dim: int, ratio: float, *, dtype, rngs: nnx.Rngs):
-        options = {"stddev": 0.02, "use_bias": True, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"stddev": 0.02, "use_bias": True, "dtype": dtype, "rngs": rngs}
         hidden = round(ratio * dim)
         self.mlp_in = Dense((dim,), (hidden,), **options)
         self.mlp_out = Dense((hidden,), (dim,), **options)
@@ -59,9 +60,10 @@ class MLP(nnx.Module):
 class ViTBlock(nnx.Module):
     """Attention and MLP, each on the normed residual stream and added to it."""
 
-    def __init__(self, config: ViTConfig, *, dtype, rngs: nnx.Rngs):
-        options = {"dtype": dtype, "rngs": rngs}
-        dense = {"stddev": 0.02, "use_bias": True, **options}
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        options: dict[str, Any] = {"dtype": config.compute_dtype, "rngs": rngs}
+        self.kernel = config.attention_kernel
+        dense: dict[str, Any] = {"stddev": 0.02, "use_bias": True, **options}
         heads = (config.heads, config.head_dim)
         self.attention_norm = layer_norm(config.dim, eps=EPS, **options)
         self.qkv = Dense((config.dim,), (3, *heads), **dense)
@@ -69,12 +71,16 @@ class ViTBlock(nnx.Module):
         self.mlp_norm = layer_norm(config.dim, eps=EPS, **options)
         self.mlp = MLP(config.dim, config.mlp_ratio, **options)
 
-    def __call__(self, x: jax.Array, *, report: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: jax.Array, *, return_intermediates: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.attention_norm(x)
         query, key, value = jnp.moveaxis(self.qkv(normed), -3, 0)
-        attended = x + self.attention_output(jax.nn.dot_product_attention(query, key, value))
+        attended = x + self.attention_output(attend(query, key, value, kernel=self.kernel))
         out = attended + self.mlp(self.mlp_norm(attended))
-        return out, ({"normed": normed, "attention_out": attended, "out": out} if report else {})
+        return out, (
+            {"normed": normed, "attention_out": attended, "out": out} if return_intermediates else {}
+        )
 
 
 class ViT(ImageClassifier):

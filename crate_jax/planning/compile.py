@@ -23,6 +23,8 @@ from crate_jax import InputError
 # Of the memory that a GPU has, a program gets so much: launch/slurm.sbatch and launch/sky.yaml ask for it, where JAX would
 # take 75 %. Of a TPU's the compiler itself knows.
 GPU_SHARE = 0.92
+# Kinds of instruction that are listed with the bytes they move.
+LARGEST = 10
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -38,7 +40,10 @@ ENVIRONMENT = {
 class Plan:
     """What a step needs. Bytes are those of one device, flops those of a step on all of them.
 
-    `peak_bytes` of a step that does not fit is the compiler's own account, its parts are then not known (None).
+    `peak_bytes` of a step that does not fit is the compiler's own account; its parts, and what it would move, are then not
+    known (None). `moved_bytes` is what a device reads from and writes to its memory, `moved_by` the kinds of instruction
+    that move most: (kind, how often it runs, bytes). `memory_seconds` and `matmul_seconds` are the times that this traffic
+    and the matrix products take at the chip's rates, `measured` or `published`: no step is faster than the longer one.
     """
 
     topology: str
@@ -56,7 +61,11 @@ class Plan:
     optimizer_bytes: int
     collectives: dict[str, dict[str, int]]
     flops_per_step: int
-    step_seconds: float
+    moved_bytes: int | None
+    moved_by: list[tuple[str, int, int]]
+    matmul_seconds: float
+    memory_seconds: float | None
+    rates: str
     compile_seconds: float
 
 
@@ -94,27 +103,27 @@ def plan(request: dict[str, Any]) -> Plan:
     """Compile the step that a request describes; see `in_subprocess`."""
     import jax
 
-    from crate_jax.planning import flops, hlo
+    from crate_jax.parallel import sharding
+    from crate_jax.planning import hlo, traffic
     from crate_jax.planning import topology as topologies
-    from crate_jax.training import config as configs
-    from crate_jax.training import optim, program, sharding, state, steps
+    from crate_jax.runs import config as configs
+    from crate_jax.training import optim, program, state
 
     machine = topologies.parse(request["topology"], request["slices"])
     config = configs.from_config_dict(request["config"], set(request["overrides"]))
     run, batch = describe(config, request["overrides"], topologies.devices(machine))
     config = run.config
-    tx = optim.make_optimizer(
-        config.optimizer, optim.make_schedule(config.optimizer.lr, warmup_steps=1, total_steps=2)
-    )
+    schedule = optim.make_schedule(config.optimizer, warmup_steps=1, total_steps=2, steps_per_epoch=1)
+    tx = optim.make_optimizer(config.optimizer, schedule, total_steps=2)
     with jax.set_mesh(run.mesh):
         abstract, lowered = program.lower(run, tx, batch, log_steps=1)
         began = time.perf_counter()
         memory, text, peak = None, "", None
         try:
-            compiled = lowered.compile()
+            compiled = _compile(lowered, machine)
             memory, text, peak = compiled.memory_analysis(), compiled.as_text(), program.peak_bytes(compiled)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if error.error_code_string != "RESOURCE_EXHAUSTED":
                 raise
             peak = _used_bytes(str(error))
         seconds = time.perf_counter() - began
@@ -123,16 +132,10 @@ def plan(request: dict[str, Any]) -> Plan:
         name: sharding.bytes_per_device(getattr(abstract, name), getattr(shardings, name))
         for name in ("params", "opt_state")
     }
-    # Recomputed products are no part of what a step is worth.
-    worth = dataclasses.replace(run, model=_without_remat(run.model))
-    count = flops.matmul_flops(
-        lambda params, batch: steps.loss_and_grad(
-            worth.model, worth.task, params, batch, jax.random.key(0), ema=params
-        ),
-        abstract.params,
-        {name: jax.ShapeDtypeStruct((config.batch_size, *b.shape[1:]), b.dtype) for name, b in batch.items()},
-    )
-    limit = machine.chip.hbm_bytes * (GPU_SHARE if machine.kind == "h100" else 1)
+    count = program.matmul_flops(run, abstract.params, batch)
+    chip, on_gpu = machine.chip, machine.kind in topologies.GPUS
+    limit = chip.hbm_bytes * (GPU_SHARE if on_gpu else 1)
+    moved = traffic.moved(text, on_chip=not on_gpu) if text else None
     return Plan(
         topology=str(machine),
         mesh=dict(run.mesh.shape),
@@ -141,7 +144,7 @@ def plan(request: dict[str, Any]) -> Plan:
         num_params=run.model.num_params,
         num_devices=machine.num_devices,
         fits=memory is not None and peak <= limit,
-        hbm_bytes=machine.chip.hbm_bytes,
+        hbm_bytes=chip.hbm_bytes,
         peak_bytes=peak,
         argument_bytes=memory and memory.argument_size_in_bytes,
         temp_bytes=memory and memory.temp_size_in_bytes,
@@ -149,7 +152,11 @@ def plan(request: dict[str, Any]) -> Plan:
         optimizer_bytes=held["opt_state"],
         collectives={kind: found._asdict() for kind, found in hlo.collectives(text).items()} if text else {},
         flops_per_step=count,
-        step_seconds=count / (machine.num_devices * machine.chip.peak_flops * 0.4),
+        moved_bytes=moved and moved.bytes,
+        moved_by=moved.kinds[:LARGEST] if moved else [],
+        matmul_seconds=count / (machine.num_devices * chip.reachable_flops),
+        memory_seconds=moved and moved.bytes / chip.reachable_bandwidth,
+        rates=chip.rates_are,
         compile_seconds=seconds,
     )
 
@@ -163,31 +170,23 @@ def describe(config, overrides: Collection[str], devices: list):
     import jax
     import numpy as np
 
-    from crate_jax import models
-    from crate_jax.training.config import fit_to_data
-    from crate_jax.training.run import Run
-    from crate_jax.training.sharding import check_batch_size, make_mesh
-    from crate_jax.training.tasks import make_task
-    from crate_jax.training.tokenizer import Pixels
+    from crate_jax.runs.config import fit_to_data
+    from crate_jax.tasks import crops_of
+    from crate_jax.training.building import build, needs_palette, with_palette
 
-    if getattr(config.model, "dtype", None) == "auto":
-        # What `auto` is on the machine planned for.
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     info = _dataset(config)
     config = fit_to_data(config, info, set(overrides))
-    mesh = make_mesh(config.mesh, devices)
-    check_batch_size(config.batch_size, config.accumulate, mesh)
+    info = info.cut(config.model.sequence_length)
+    run = build(config, info, Path("plan"), devices=devices)
+    if needs_palette(run):
+        run = with_palette(run, np.zeros((config.model.vocab_size, 3), np.float32))
     batch = {"index": jax.ShapeDtypeStruct((1,), np.int32)}
-    colours = None
-    if info.kind == "text":
-        batch["text"] = jax.ShapeDtypeStruct((1, config.model.num_positions), np.uint8)
-    else:
-        batch["image"] = jax.ShapeDtypeStruct((1, *config.data.shape, config.data.channels), np.uint8)
-        batch["label"] = jax.ShapeDtypeStruct((1,), np.int32)
-        if isinstance(config.model, models.TokenConfig) and config.data.channels == 3:
-            colours = np.zeros((config.model.vocab_size, 3), np.float32)
-    task = make_task(config, Pixels(info.max_value, colours, info.kind == "text"))
-    return Run(config, Path("plan"), info, mesh, models.create(config.model), task, colours=colours), batch
+    shape = config.data.shape and (*config.data.shape, config.data.channels)
+    for name, (sides, kind) in info.example(shape).items():
+        batch[name] = jax.ShapeDtypeStruct((1, *sides), kind)
+    for name, sides in (crops.shapes if (crops := crops_of(config)) else {}).items():
+        batch[name] = jax.ShapeDtypeStruct((1, *sides), np.uint8)
+    return run, batch
 
 
 def _dataset(config):
@@ -200,22 +199,33 @@ def _dataset(config):
     side = getattr(model, "image_size", None) or math.isqrt(getattr(model, "num_positions", 0))
     return sources.DatasetInfo(
         name=data.name,
+        num_examples={"train": 1_281_167, "test": 50_000},
+        tokens=sources.SOURCES[data.name.partition(":")[0]].tokens,
         image_size=data.image_size or side,
         channels=data.channels or getattr(model, "channels", 3),
         num_classes=getattr(model, "num_classes", 0) or 1000,
-        class_names=(),
         max_value=255,
-        num_examples={"train": 1_281_167, "test": 50_000},
-        kind="text" if data.name.startswith("text") else "images",
     )
 
 
-def _without_remat(model):
-    from crate_jax import models
+def _compile(lowered, machine):
+    """Compiled for the machine.
 
-    if not hasattr(model.config, "remat"):
-        return model
-    return models.create(dataclasses.replace(model.config, remat="none"))
+    Where XLA's Triton kernels have no tiling for a matrix product it fails; on a card it would have tried cuBLAS too, and
+    here, where it cannot try, it is told to take cuBLAS for all.
+    """
+    import jax
+
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "tile sizes" not in str(error):
+            raise
+    print(
+        f"plan: no Triton tiling for a matrix product on {machine}; compiled with cuBLAS alone",
+        file=sys.stderr,
+    )
+    return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
 
 def _used_bytes(message: str) -> int | None:

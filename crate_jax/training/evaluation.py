@@ -1,33 +1,39 @@
 """Evaluation over a whole split: every example counted once, padding masked."""
 
+import collections
 from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from crate_jax.training.sharding import shard_batch
+from crate_jax.parallel.sharding import shard_batch
 
 
 def evaluate(
     eval_step: Callable, params, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
 ) -> dict[str, float]:
-    """Means over all examples.
+    """The metrics of a task over all examples.
 
     Args:
-      eval_step: `eval_step(params, batch)` returns sums over unmasked examples and their number as `count`.
+      eval_step: `eval_step(params, batch)` returns a sum and a weight for each metric, see `steps.make_eval_step`.
+      params: the model's parameters.
       batches: padded batches with a `mask`, this process's slices.
+      mesh: where the step runs.
     Returns:
-      a mean for each metric, and `count`; with ReaL labels `real_accuracy` over the `real_count` images that have any.
+      for each metric its sum over its weight (0 where the weight is 0), or the sum itself where it has none; `count`, the
+      number of examples, comes last.
     """
-    totals: dict[str, float] = {}
+    sums: dict[str, float] = collections.defaultdict(float)
+    weights: dict[str, float] = collections.defaultdict(float)
     for batch in batches:
-        sums = jax.device_get(eval_step(params, shard_batch(batch, mesh)))
         # Added up on the host in float64: exact counts for any size of split.
-        totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
-    count = totals.pop("count")
-    real = {}
-    if "real_count" in totals:  # Some images have no such label; see `classify.real_sums`.
-        real["real_count"] = totals.pop("real_count")
-        real["real_accuracy"] = totals.pop("real_right") / max(1.0, real["real_count"])
-    return {**{name: value / count for name, value in totals.items()}, **real, "count": count}
+        for name, (total, weight) in jax.device_get(eval_step(params, shard_batch(batch, mesh))).items():
+            sums[name] += float(total)
+            if weight is not None:
+                weights[name] += float(weight)
+    values = {
+        name: total / (weights[name] or 1.0) if name in weights else total for name, total in sums.items()
+    }
+    count = values.pop("count")
+    return {**values, "count": count}

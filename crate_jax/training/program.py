@@ -1,12 +1,85 @@
 """The training step as a program for the run's mesh, before any array exists."""
 
+import dataclasses
+
 import jax
 import optax
 
-from crate_jax.training import state, steps
-from crate_jax.training.run import Run
-from crate_jax.training.sharding import batch_sharding, replicated
+from crate_jax import InputError
+from crate_jax.parallel import chips, flops
+from crate_jax.parallel.sharding import batch_sharding, replicated
+from crate_jax.training import optim, state, steps
+from crate_jax.training.building import Run
 from crate_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled training step of a run, and what it was made of.
+
+    Attributes:
+      total_steps: the length of the run.
+      log_steps: metrics are summed over so many steps.
+      schedule: the learning rate by step.
+      tx: the optimiser.
+      abstract: shapes and shardings of the state.
+      train_step: `train_step(state, batch) -> (state, report)`, which donates its state.
+      step_flops: of its matrix products (see `matmul_flops`); not counted, and 0, where `peak_flops` is None.
+      peak_flops: what all devices could do per second; None for a chip that we do not know.
+    """
+
+    total_steps: int
+    log_steps: int
+    schedule: optax.Schedule
+    tx: optax.GradientTransformation
+    abstract: TrainState
+    train_step: jax.stages.Compiled
+    step_flops: int
+    peak_flops: float | None
+
+    def initial_state(self, run: Run) -> TrainState:
+        """The state that the run's seed gives."""
+        return state.make_state(run.model, self.tx, jax.random.key(run.config.seed), self.abstract)
+
+
+def compile_program(run: Run, batch: dict) -> Program:
+    """The program of a run, compiled ahead of time, so that its memory is known before step 1; call it with the mesh set.
+
+    Args:
+      run: the run.
+      batch: arrays, or their shapes and types, of one example or more; the leading length does not count.
+    Raises:
+      InputError: a run without a length, an optimiser or a schedule that does not exist.
+    """
+    config, total_steps = run.config, run.steps(run.config.total)
+    if total_steps < 1:
+        raise InputError("config: the run has no length; give total_epochs, total_steps or total_examples")
+    log_steps = run.steps(config.log) or total_steps
+    schedule = make_schedule(run)
+    tx = optim.make_optimizer(config.optimizer, schedule, total_steps=total_steps)
+    abstract, lowered = lower(run, tx, batch, log_steps=log_steps)
+    chip = chips.find(run.mesh.devices.flat[0].device_kind)
+    step_flops = matmul_flops(run, abstract.params, batch) if chip else 0
+    peak_flops = chip and chip.peak_flops * run.mesh.size
+    return Program(total_steps, log_steps, schedule, tx, abstract, lowered.compile(), step_flops, peak_flops)
+
+
+def make_schedule(run: Run) -> optax.Schedule:
+    """The learning rate of a run by step.
+
+    Raises:
+      InputError: a warm-up as long as the run.
+    """
+    config, total_steps, warmup_steps = run.config, run.steps(run.config.total), run.steps(run.config.warmup)
+    if config.warmup is not None and config.warmup.unit == "percent" and config.warmup.value < 100:
+        # At least one step, but a part of a run is never all of it: a run of one step has none.
+        warmup_steps = min(warmup_steps, total_steps - 1)
+    return optim.make_schedule(
+        config.optimizer,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        steps_per_epoch=run.info.num_examples["train"] / config.batch_size,
+    )
 
 
 def lower(
@@ -35,6 +108,32 @@ def lower(
     shardings = state.shardings_of(abstract)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return abstract, step.lower(abstract, batch)
+
+
+def matmul_flops(run: Run, params, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
+    """Flops of the matrix products of a step's losses and gradients, on all devices together. Nothing is computed.
+
+    Products that rematerialisation computes once more are left out: they are no part of what a step is worth.
+
+    Args:
+      run: model, task, batch size.
+      params: the parameters or their shapes.
+      batch: as for `lower`.
+    """
+    if hasattr(run.config.model, "remat"):
+        model = dataclasses.replace(run.config.model, remat="none")
+        run = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
+    batch = {
+        name: jax.ShapeDtypeStruct((run.config.batch_size, *value.shape[1:]), value.dtype)
+        for name, value in batch.items()
+    }
+    return flops.matmul_flops(
+        lambda params, batch: steps.loss_and_grad(
+            run.model, run.task, params, batch, jax.random.key(0), ema=params
+        ),
+        params,
+        batch,
+    )
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:

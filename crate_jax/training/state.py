@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from crate_jax.models import Model, Params
-from crate_jax.training.sharding import tree_shardings
+from crate_jax.parallel.sharding import tree_shardings
 
 
 @jax.tree_util.register_dataclass

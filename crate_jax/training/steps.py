@@ -10,11 +10,11 @@ import optax
 from jax.sharding import Mesh
 
 from crate_jax.models import Model
-from crate_jax.training.config import Config
-from crate_jax.training.optim import make_ema_schedule
-from crate_jax.training.sharding import replicated
+from crate_jax.parallel.sharding import replicated
+from crate_jax.runs.config import Config
+from crate_jax.tasks import Batch, Metrics, Task
+from crate_jax.training.optim import cosine_between
 from crate_jax.training.state import TrainState
-from crate_jax.training.tasks import Batch, Task
 
 # Metrics that every task has, next to its own.
 COMMON_METRICS = ("loss", "grad_norm")
@@ -78,7 +78,7 @@ def make_train_step(
     donated state, so the host may read it while later steps run.
     """
 
-    average = make_ema_schedule(config.ema_decay, config.ema_decay_end, total_steps=total_steps)
+    average = cosine_between(config.ema_decay, config.ema_decay_end, total_steps=total_steps)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -120,9 +120,15 @@ def metric_names(model: Model, task: Task, batch) -> tuple[str, ...]:
 
 
 def make_eval_step(model: Model, task: Task, mesh: Mesh) -> Callable:
-    """`eval_step(params, batch)` returns sums over the examples that count, and their number, on every process."""
-    step = lambda params, batch: task.evaluate(partial(model.apply, params), batch)  # noqa: E731
-    return jax.jit(step, out_shardings=replicated(mesh))
+    """`eval_step(params, batch)` returns the task's metrics of the unmasked examples, and their number as `count`, on every
+    process: each a sum and its weight, see `tasks.base.Metrics`.
+    """
+
+    def eval_step(params, batch: Batch) -> Metrics:
+        metrics = task.evaluate(partial(model.apply, params), batch)
+        return {**metrics, "count": (jnp.sum(batch["mask"]), None)}
+
+    return jax.jit(eval_step, out_shardings=replicated(mesh))
 
 
 def find_nonfinite(
@@ -167,3 +173,17 @@ def find_nonfinite(
             if not ok:
                 return f"{what} {jax.tree_util.keystr(path, simple=True, separator='/')}"
     return "the gradient norm"
+
+
+def find_unusable(state: TrainState, mesh: Mesh) -> str | None:
+    """The first parameter, or average of one, that is not finite; None where all are."""
+    kept = {"params": state.params, "ema": state.ema}
+
+    @partial(jax.jit, out_shardings=replicated(mesh))
+    def look(kept):
+        return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), kept)
+
+    for path, ok in jax.tree_util.tree_leaves_with_path(jax.device_get(look(kept))):
+        if not ok:
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return None

@@ -2,10 +2,10 @@
 
 import jax
 
-from crate_jax.training import console
+from crate_jax.parallel.sharding import bytes_per_device
+from crate_jax.runs import console
+from crate_jax.training.building import Run
 from crate_jax.training.program import peak_bytes
-from crate_jax.training.run import Run
-from crate_jax.training.sharding import bytes_per_device
 from crate_jax.training.state import TrainState, shardings_of
 
 

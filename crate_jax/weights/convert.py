@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from crate_jax import InputError, models
+from crate_jax.settings import one_of
 from crate_jax.weights import tables
 
 # Names that wrappers put in front of every parameter, and keys under which trainers store the weights.
@@ -19,7 +20,7 @@ CONTAINERS = ("state_dict", "model", "model_state_dict")
 TRAINER_STATE = ("opt/", "chrono/")
 
 
-class Family(NamedTuple):
+class ReleasedFormat(NamedTuple):
     """A released format: its table and how the configuration follows from the shapes."""
 
     table: list[tables.Entry]
@@ -88,7 +89,7 @@ def _vit_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.ViTConfi
     )
 
 
-def _square_images(tokens: int, patch: int, channels: int) -> dict[str, int]:
+def _square_images(tokens: int, patch: int, channels: int) -> dict[str, Any]:
     """Released models see square images: the grid is that of the square root."""
     if math.isqrt(tokens) ** 2 != tokens:
         raise InputError(
@@ -133,12 +134,12 @@ def _igpt_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.IGPTCon
 
 
 FAMILIES = {
-    "crate": Family(tables.CRATE, _crate_config),
-    "crate_alpha": Family(tables.CRATE_ALPHA, _crate_alpha_config),
-    "crate_alpha_npz": Family(tables.CRATE_ALPHA_NPZ, _crate_alpha_npz_config),
-    "crate_mae": Family(tables.CRATE_MAE, _crate_mae_config),
-    "igpt_hf": Family(tables.IGPT_HF, _igpt_config),
-    "vit_timm": Family(tables.VIT_TIMM, _vit_config),
+    "crate": ReleasedFormat(tables.CRATE, _crate_config),
+    "crate_alpha": ReleasedFormat(tables.CRATE_ALPHA, _crate_alpha_config),
+    "crate_alpha_npz": ReleasedFormat(tables.CRATE_ALPHA_NPZ, _crate_alpha_npz_config),
+    "crate_mae": ReleasedFormat(tables.CRATE_MAE, _crate_mae_config),
+    "igpt_hf": ReleasedFormat(tables.IGPT_HF, _igpt_config),
+    "vit_timm": ReleasedFormat(tables.VIT_TIMM, _vit_config),
 }
 
 
@@ -154,8 +155,7 @@ def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> 
       InputError: an unknown family or file, or names and shapes that are not those of the family; all missing, extra and
         misshapen entries are named in one message.
     """
-    if family not in FAMILIES:
-        raise InputError(f"family: found {family!r}; accepted: {', '.join(FAMILIES)}")
+    one_of("family", family, FAMILIES)
     arrays = _read(source) if isinstance(source, str | Path) else dict(source)
     arrays = {
         _strip(name): np.asarray(value, np.float32)
@@ -172,9 +172,9 @@ def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> 
     except KeyError as error:
         raise InputError(f"{family} checkpoint: no entry {error}; found {_some(arrays)}") from None
     except (ValueError, IndexError):  # An array of another rank, where its shape says what the model is.
-        shapes = {name: f"{name} {array.shape}" for name, array in arrays.items()}
+        found = [f"{name} {array.shape}" for name, array in arrays.items()]
         raise InputError(
-            f"{family} checkpoint does not fit: shapes of other ranks; found {_some(shapes.values())}"
+            f"{family} checkpoint does not fit: shapes of other ranks; found {_some(found)}"
         ) from None
     abstract = _flat(models.create(config).abstract_params)
     flat, problems, used = {}, [], set()
@@ -208,8 +208,7 @@ def export(params: models.Params, family: str) -> dict[str, np.ndarray]:
     Raises:
       InputError: an unknown family, or parameters that the released form has no place for or that it needs.
     """
-    if family not in FAMILIES:
-        raise InputError(f"family: found {family!r}; accepted: {', '.join(FAMILIES)}")
+    one_of("family", family, FAMILIES)
     flat, table = _flat(params), FAMILIES[family].table
     ours = [entry.ours for entry in table]
     problems = [f"no place for {name}" for name in flat if name not in ours]

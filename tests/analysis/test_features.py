@@ -8,12 +8,12 @@ import pytest
 from conftest import TINY, load_config
 
 from crate_jax.analysis import features
-from crate_jax.training.run import make_run
+from crate_jax.training.starting import start_run
 
 
 @pytest.fixture
 def run(tmp_path):
-    return make_run(load_config(TINY), tmp_path)
+    return start_run(load_config(TINY), tmp_path)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def counting(extractor):
 def test_features_are_the_means_over_positions(run, params):
     """360 examples in batches of 32: the last is padded, and no padding is kept."""
     found = features.extract(features.network(run, params, "net"), "test")
-    source = run.source("test")
+    source = run.data.source("test")
     examples = [source[i] for i in range(len(source))]
     batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
     _, trace = run.model.apply(params, run.task.inputs(batch), trace=True)
@@ -47,7 +47,7 @@ def test_features_are_the_means_over_positions(run, params):
 
 def test_pixels_are_those_of_the_images(run):
     found = features.extract(features.pixels(run), "test")
-    np.testing.assert_allclose(found.read()[0, 5].reshape(8, 8, 1) * 16, run.source("test")[5]["image"])
+    np.testing.assert_allclose(found.read()[0, 5].reshape(8, 8, 1) * 16, run.data.source("test")[5]["image"])
 
 
 def test_an_interrupted_pass_goes_on(run, params, monkeypatch):
@@ -71,7 +71,7 @@ def test_other_parameters_data_or_model_are_another_cache(run, params):
 
     def changed(**data):
         config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, **data))
-        return make_run(config, run.workdir)
+        return start_run(config, run.workdir)
 
     others = [
         folder(run, params, "train"),

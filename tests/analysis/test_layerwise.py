@@ -8,9 +8,9 @@ import pytest
 from crate_jax import models
 from crate_jax.analysis import layerwise
 from crate_jax.models.trace import readings
-from crate_jax.training import sharding
-from crate_jax.training.config import MeshConfig
-from crate_jax.training.tasks.base import Task
+from crate_jax.parallel import sharding
+from crate_jax.parallel.sharding import MeshConfig
+from crate_jax.tasks.base import Task
 
 CONFIG = models.CRATEConfig(
     image_size=8, patch_size=4, channels=1, num_classes=3, dim=16, depth=2, heads=2, head_dim=8

@@ -14,8 +14,7 @@ from crate_jax.analysis import linear_probe
 from crate_jax.analysis.features import Features
 from crate_jax.analysis.linear_probe import Classifier, Examples, to_blocks
 from crate_jax.data import sources
-from crate_jax.training.config import MeshConfig
-from crate_jax.training.sharding import make_mesh
+from crate_jax.parallel.sharding import MeshConfig, make_mesh
 
 
 @pytest.fixture(scope="module")

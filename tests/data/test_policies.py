@@ -62,6 +62,18 @@ def test_every_operation_is_drawn_and_signs_differ(monkeypatch):
     assert max(abs(amount) for name, amount in drawn if name == "rotate") > 90
 
 
+def test_timms_operations_are_done_half_the_time_and_vary_in_strength(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        policies, "_timm_operation", lambda image, name, level, sign, _: drawn.append((name, level)) or image
+    )
+    for seed in range(2000):
+        policies.randaugment_timm(IMAGE, np.random.default_rng(seed), 2, 9)
+    assert abs(len(drawn) - 2000) < 150 and {name for name, _ in drawn} == set(policies._TIMM_OPERATIONS)
+    levels = np.array([level for _, level in drawn])
+    assert abs(levels.mean() - 0.9) < 0.01 and abs(levels.std() - 0.05) < 0.005 and levels.max() == 1
+
+
 def test_three_augment_takes_each_third():
     kinds = [0, 0, 0]
     for seed in range(300):

@@ -260,9 +260,9 @@ def test_arrays_become_png(tmp_path):
     [
         (["--input=digits"], "--input: white is 16 in digits; accepted: images whose white is 255"),
         (["--input=stdlib"], "--input: stdlib is text, read as it lies; accepted: labelled images"),
-        (["--input=npz:x", "--shard_mib=0"], "--shard_mib: found 0; accepted: above 0"),
-        (["--input=npz:x", "--shard_mib=nan"], "--shard_mib: found nan; accepted: above 0"),
-        (["--input=npz:x", "--processes=0"], "--processes: found 0; accepted: 1 or more"),
+        (["--input=npz:x", "--shard_mib=0"], "--shard_mib: found 0.0; accepted: a number above 0"),
+        (["--input=npz:x", "--shard_mib=nan"], "--shard_mib: found nan; accepted: a number above 0"),
+        (["--input=npz:x", "--processes=0"], "--processes: found 0; accepted: a whole number of at least 1"),
     ],
 )
 def test_mistakes(flags, message, tmp_path):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from crate_jax import InputError, models, objectives, weights
-from crate_jax.planning.flops import matmul_flops
+from crate_jax.parallel.flops import matmul_flops
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "crate_official.npz"
 

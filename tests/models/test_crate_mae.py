@@ -10,7 +10,7 @@ import pytest
 from crate_jax import InputError, models, weights
 from crate_jax.models.crate_mae import random_mask, sines_and_cosines
 from crate_jax.models.layers import patchify, unpatchify
-from crate_jax.training.tasks.reconstruct import patch_errors
+from crate_jax.tasks.reconstruct import patch_errors
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "crate_mae_official.npz"
 

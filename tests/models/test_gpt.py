@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from crate_jax import InputError, models, weights
-from crate_jax.models import layers, sampling
+from crate_jax.models import decoding, layers
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "imagegpt_hf.npz"
 SMALL = {"vocab_size": 11, "num_positions": 16, "dim": 24, "depth": 3, "heads": 4}
@@ -92,21 +92,6 @@ def test_a_token_changes_later_logits_only(case):
         assert (changed[t + 1 :] > 0).all()
 
 
-@pytest.mark.parametrize("block", [3, 5, 256])
-def test_causal_attention_agrees_with_jax(block):
-    inputs = tuple(jax.random.normal(jax.random.key(0), (3, 2, 10, 4, 8)))
-    wanted = jax.random.normal(jax.random.key(1), inputs[0].shape)
-
-    def value(attend):
-        loss = lambda *inputs: jnp.sum(wanted * attend(*inputs))  # noqa: E731
-        return [attend(*inputs), *jax.grad(loss, argnums=(0, 1, 2))(*inputs)]
-
-    ours = value(partial(layers.causal_attention, block=block))
-    theirs = value(partial(jax.nn.dot_product_attention, is_causal=True))
-    for actual, expected in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
-
-
 def test_rms_norm_agrees_with_flax():
     x, wanted = jax.random.normal(jax.random.key(0), (2, 3, 5, 24))
     ours, theirs = (
@@ -145,7 +130,7 @@ def test_cached_logits_equal_the_uncached_at_every_position(case):
         cache = model.init_cache(len(tokens), 16 // stages)
         for t in range(tokens.shape[1]):
             if t == 8 and stages == 2:
-                cache = sampling.grow(cache, 16)
+                cache = decoding.grow(cache, 16)
             # The token given at position 0 must not matter.
             logits, cache = decode(params, tokens[:, t - 1], cache, t)
             np.testing.assert_allclose(logits, expected[:, t], rtol=1e-5, atol=1e-5, err_msg=f"position {t}")
@@ -165,7 +150,7 @@ def test_scan_and_remat_change_nothing(case, change):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_what_the_blocks_report(case):
+def test_the_intermediates_of_blocks(case):
     model, params, tokens = case
     _, trace = model.apply(params, tokens, trace=True)
     assert trace["normed"].shape == (3, 3, 16, 24)
@@ -177,12 +162,12 @@ def test_what_the_blocks_report(case):
 
 
 def test_the_configuration_follows_the_images():
-    images = models.Images(size=28, wanted_size=None, channels=1, num_classes=10, levels=256)
+    images = models.Images(size=28, requested_size=None, channels=1, num_classes=10, levels=256)
     config, size = models.igpt("s").fit(images)
     assert (size, config.num_positions, config.vocab_size, config.num_classes) == (28, 784, 256, 0)
     config, size = models.igpt("s", num_classes=3).fit(images._replace(size=64, channels=3))
     assert (size, config.num_positions, config.vocab_size, config.num_classes) == (32, 1024, 512, 10)
-    config, size = models.igpt("s").fit(images._replace(wanted_size=48, channels=3))
+    config, size = models.igpt("s").fit(images._replace(requested_size=48, channels=3))
     assert (size, config.num_positions) == (48, 2304)
 
 
@@ -197,12 +182,14 @@ def test_the_configuration_follows_the_images():
         ),
         (
             lambda: models.igpt("s").fit(
-                models.Images(28, None, 1, 10, 256, fixed=frozenset({"num_positions"}))
+                models.Images(28, None, 1, 10, 256, user_set=frozenset({"num_positions"}))
             ),
             r"model.num_positions: found 1024; accepted: 784, the pixels of 28×28 images",
         ),
         (
-            lambda: models.igpt("s").fit(models.Images(8, None, 1, 10, 17, fixed=frozenset({"vocab_size"}))),
+            lambda: models.igpt("s").fit(
+                models.Images(8, None, 1, 10, 17, user_set=frozenset({"vocab_size"}))
+            ),
             "model.vocab_size: found 512; accepted: 17, the grey levels of the images",
         ),
     ],

@@ -12,7 +12,7 @@ from flax import nnx
 
 from crate_jax import InputError, models, objectives, weights
 from crate_jax.models.tost import TSSA
-from crate_jax.planning.flops import matmul_flops
+from crate_jax.parallel.flops import matmul_flops
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = {"image_size": 8, "patch_size": 4, "channels": 1, "num_classes": 3, "dim": 8, "depth": 2, "heads": 2}
@@ -132,7 +132,7 @@ def test_vit_is_timms():
 
 def test_tssa_is_the_gradient_of_the_statistics_it_is_derived_from():
     """−Π ⊙ W ⊙ 1/(1 + m) is −½ Σ_k n_k … log(1 + m)'s gradient in W with Π and its normaliser held."""
-    layer = TSSA(8, 2, 4, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+    layer = TSSA(dataclasses.replace(ALL["tost"], dtype="float32"), rngs=nnx.Rngs(params=0))
     layer.output = nnx.Param(jnp.eye(8).reshape(2, 4, 8))
     z = jax.random.normal(jax.random.key(1), (3, 5, 8))
     w = np.einsum("bnd,kdp->bknp", np.asarray(z, np.float64), np.asarray(layer.bases[...], np.float64))
@@ -243,3 +243,16 @@ def test_a_class_token_is_there_where_the_head_reads_it(family):
 def test_heads_must_divide_the_width():
     with pytest.raises(InputError, match=r"model.heads: found 3, which does not divide model.dim 8"):
         models.create(dataclasses.replace(ALL["vit"], heads=3))
+
+
+def test_crate_alpha_of_a_published_size_starts_as_released():
+    """MSSA's matrices as N(0, 0.02²), dictionaries as He's uniform; without `mssa_std` U(−1/√d, 1/√d), as in CRATE."""
+    sizes = {"image_size": 32, "num_classes": 10, "depth": 1}
+    block = models.create(models.crate_alpha("small", **sizes)).init(jax.random.key(0))["blocks"]["blocks"]
+    for name in ("bases", "output"):
+        values = block["mssa"][name]
+        np.testing.assert_allclose([values.mean(), values.std()], [0, 0.02], atol=2e-4)
+        assert abs(values).max() > 0.07
+    np.testing.assert_allclose(abs(block["odl"]["dictionary"]).max(), (6 / 576) ** 0.5, rtol=1e-3)
+    plain = models.create(models.crate_alpha("small", **sizes, mssa_std=None)).init(jax.random.key(0))
+    assert abs(plain["blocks"]["blocks"]["mssa"]["bases"]).max() <= 576**-0.5

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError, models
-from crate_jax.models import sampling
-from crate_jax.models.sampling import Draw, make_sampler, start
+from crate_jax.models import decoding
+from crate_jax.models.sampling import SamplingParams, make_sampler, start
 
 # Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 in another order.
 PROBABILITIES = np.array([0.125, 0.5, 0.0625, 0.25, 0.0625])
@@ -15,7 +15,7 @@ LOGITS = jnp.log(jnp.asarray(PROBABILITIES)) + 3.0
 
 
 def kept(**options):
-    return np.flatnonzero(np.isfinite(Draw(**options).restrict(LOGITS))).tolist()
+    return np.flatnonzero(np.isfinite(SamplingParams(**options).restrict(LOGITS))).tolist()
 
 
 def test_top_k_keeps_the_likeliest():
@@ -34,10 +34,20 @@ def test_top_p_keeps_the_smallest_nucleus():
 
 
 def test_what_is_kept_keeps_its_proportions():
-    probabilities = jax.nn.softmax(Draw(top_k=2).restrict(LOGITS))
+    probabilities = jax.nn.softmax(SamplingParams(top_k=2).restrict(LOGITS))
     np.testing.assert_allclose(probabilities, [0, 2 / 3, 0, 1 / 3, 0], atol=1e-6)
-    sharpened = jax.nn.softmax(Draw(temperature=0.5).restrict(LOGITS))
+    sharpened = jax.nn.softmax(SamplingParams(temperature=0.5).restrict(LOGITS))
     np.testing.assert_allclose(sharpened, PROBABILITIES**2 / np.sum(PROBABILITIES**2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-45])
+def test_a_temperature_near_zero_draws_the_likeliest(temperature):
+    logits = jnp.stack([LOGITS, LOGITS * 30, -LOGITS])
+    for options in ({}, {"top_k": 2}, {"top_p": 0.9}):
+        restricted = SamplingParams(temperature=temperature, **options).restrict(logits)
+        drawn = jax.random.categorical(jax.random.key(0), restricted, shape=(50, 3))
+        np.testing.assert_array_equal(drawn[:, :2], 1)
+        assert set(np.unique(drawn[:, 2])) <= {2, 4}  # The two that are equally likely.
 
 
 @pytest.mark.parametrize(
@@ -50,7 +60,7 @@ def test_what_is_kept_keeps_its_proportions():
 )
 def test_meaningless_numbers_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        Draw(**options).check(5)
+        SamplingParams(**options).check(5)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +71,14 @@ def model():
     return model, params
 
 
-def draw_all(model, params, *, batch=4, given=0, seed=0, rows=3, draw=None):
+def draw_all(model, params, *, batch=4, given=0, seed=0, rows=3, sampling_params=None):
     prompt = jnp.tile(jnp.arange(12) % 5, (batch, 1))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch))
-    sampler, state, out = make_sampler(model, 12 // rows, draw or Draw()), start(model, batch), []
+    sampler, state, out = (
+        make_sampler(model, 12 // rows, sampling_params or SamplingParams()),
+        start(model, batch),
+        [],
+    )
     for _ in range(rows):
         state, tokens = sampler(params, state, prompt, given, keys)
         out.append(np.asarray(tokens))
@@ -83,10 +97,10 @@ def test_the_seed_decides(model):
 
 def test_the_cache_grows_and_changes_nothing(model, monkeypatch):
     expected = draw_all(*model)
-    monkeypatch.setattr(sampling, "STAGES", 2)
-    monkeypatch.setattr(sampling, "SHORTEST_STAGE", 1)
+    monkeypatch.setattr(decoding, "STAGES", 2)
+    monkeypatch.setattr(decoding, "SHORTEST_STAGE", 1)
     np.testing.assert_array_equal(draw_all(*model), expected)
-    sampler, state, lengths = make_sampler(model[0], 3, Draw()), start(model[0], 2), []
+    sampler, state, lengths = make_sampler(model[0], 3, SamplingParams()), start(model[0], 2), []
     for _ in range(4):
         state, _ = sampler(
             model[1], state, jnp.zeros((2, 12), int), 0, jax.random.split(jax.random.key(0), 2)
@@ -102,6 +116,6 @@ def test_the_prompt_is_kept(model):
 
 
 def test_greedy_draws_follow_the_uncached_logits(model):
-    tokens = draw_all(*model, given=3, draw=Draw(top_k=1))
+    tokens = draw_all(*model, given=3, sampling_params=SamplingParams(top_k=1))
     logits, _ = model[0].apply(model[1], jnp.asarray(tokens))
     np.testing.assert_array_equal(tokens[:, 3:], np.asarray(logits.argmax(-1))[:, 3:])

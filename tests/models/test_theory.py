@@ -10,8 +10,8 @@ from flax import nnx
 
 from crate_jax import InputError, models, objectives
 from crate_jax.models.crate import UPDATES, CRATEBlock
-from crate_jax.models.layers import ISTA, MSSA
-from crate_jax.training.config import OptimizerConfig
+from crate_jax.models.operators import FORMS, ISTA, MSSA, OUTPUTS
+from crate_jax.runs.optimizers import OPTIMIZERS
 from crate_jax.training.optim import make_optimizer
 
 DIM, HEADS, HEAD_DIM, TOKENS, EPS_SQ = 8, 2, 4, 5, 0.3
@@ -23,13 +23,9 @@ TOKEN_OPTIONS = {"vocab_size": 5, "num_positions": 6, "dim": DIM, "depth": 2, "h
 Z = np.asarray(jax.random.normal(jax.random.key(1), (3, TOKENS, DIM)), np.float64)
 
 
-def theory(**options):
-    return {
-        "num_tokens": TOKENS,
-        "eps_sq": EPS_SQ,
-        "dtype": jnp.float32,
-        "rngs": nnx.Rngs(params=0),
-    } | options
+def operator(kind, **switches):
+    config = models.resolve(dataclasses.replace(CONFIG, eps_sq=EPS_SQ, **switches))
+    return kind(config, config, rngs=nnx.Rngs(params=0))
 
 
 def softmax(scores):
@@ -49,9 +45,9 @@ def close(actual, expected):
 
 
 @pytest.mark.parametrize("attention", ["softmax", "linear"])
-@pytest.mark.parametrize("output", MSSA.OUTPUTS)
+@pytest.mark.parametrize("output", OUTPUTS)
 def test_mssa(output, attention):
-    layer = MSSA(DIM, HEADS, HEAD_DIM, **theory(output=output, attention=attention))
+    layer = operator(MSSA, output=output, attention=attention)
     bases = np.asarray(layer.bases[...], np.float64)
     flat = bases.transpose(1, 0, 2).reshape(DIM, DIM)  # [U_1 … U_K]
     matrix = {
@@ -79,8 +75,8 @@ def test_tied_is_the_gradient_step_of_the_derivation():
 def test_ista(learned):
     eta, lam = 0.2, 0.3
     layers = {
-        form: ISTA(DIM, form=form, steps=3, step_size=eta, penalty=lam, learned=learned, **theory())
-        for form in ISTA.FORMS
+        form: operator(ISTA, ista=form, ista_steps=3, step_size=eta, penalty=lam, learn_steps=learned)
+        for form in FORMS
     }
     d = {form: np.asarray(layer.dictionary[...], np.float64) for form, layer in layers.items()}
     out = {form: layer(jnp.asarray(Z, jnp.float32)) for form, layer in layers.items()}
@@ -104,11 +100,12 @@ def test_ista(learned):
     ],
 )
 def test_update(update, expected):
-    config = dataclasses.replace(CONFIG, update=update, compression_step=0.4, eps_sq=EPS_SQ)
-    block = CRATEBlock(config, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+    switches = {"update": update, "compression_step": 0.4, "eps_sq": EPS_SQ}
+    config = models.resolve(dataclasses.replace(CONFIG, **switches))
+    block = CRATEBlock(config, config, rngs=nnx.Rngs(params=0))
     assert config.sequence_length == TOKENS
-    _, report = block(jnp.asarray(Z, jnp.float32), report=True)
-    close(report["mssa_out"], expected(Z, np.asarray(report["mssa_update"], np.float64)))
+    _, found = block(jnp.asarray(Z, jnp.float32), return_intermediates=True)
+    close(found["mssa_out"], expected(Z, np.asarray(found["mssa_update"], np.float64)))
 
 
 def test_learned_steps_start_as_the_fixed_ones_and_have_gradients():
@@ -139,12 +136,12 @@ def test_learned_steps_start_as_the_fixed_ones_and_have_gradients():
 @pytest.mark.parametrize("name", ["lion", "adamw", "sgd"])
 def test_a_fixed_output_stays_as_it_is(name):
     params = {"mssa": {"fixed_output": jnp.ones(3), "bases": jnp.ones(3)}}
-    tx = make_optimizer(OptimizerConfig(name=name, weight_decay=0.5), lambda step: 0.1)
+    tx = make_optimizer(OPTIMIZERS[name](weight_decay=0.5), lambda step: 0.1)
     grads = {"mssa": {"fixed_output": jnp.zeros(3), "bases": jnp.ones(3)}}
     updates, _ = tx.update(grads, tx.init(params), params)
     assert bool(jnp.all(updates["mssa"]["fixed_output"] == 0))
     assert bool(jnp.all(updates["mssa"]["bases"] != 0))
-    layer = MSSA(DIM, HEADS, HEAD_DIM, **theory(output="fixed"))
+    layer = operator(MSSA, output="fixed")
     graphdef, state = nnx.split(layer)
     value = lambda state: nnx.merge(graphdef, state)(jnp.asarray(Z, jnp.float32)).var()  # noqa: E731
     assert bool(jnp.all(jax.grad(value)(state)["fixed_output"][...] == 0))

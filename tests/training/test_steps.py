@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from crate_jax.parallel.sharding import MeshConfig, make_mesh
 from crate_jax.training import steps
-from crate_jax.training.config import MeshConfig
-from crate_jax.training.sharding import make_mesh
 from crate_jax.training.state import TrainState
 
 

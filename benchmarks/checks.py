@@ -1,0 +1,199 @@
+"""What has to be right on the device, not only fast: kernels against float64, equal bits, results that travel."""
+
+import functools
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import timing
+
+# (batch, tokens, heads, head width, causal): CRATE-B, CRATE-S, patches without a class token, iGPT, an odd small one.
+SHAPES = [
+    (8, 197, 12, 64, False),
+    (8, 197, 12, 48, False),
+    (8, 196, 6, 64, False),
+    (2, 1024, 8, 64, True),
+    (3, 65, 4, 32, True),
+]
+
+
+def attention_truth(query, key, value, grad, *, causal: bool) -> dict[str, np.ndarray]:
+    """softmax(p^-½ Q Kᵀ) V of `[b, n, heads, p]` and its gradients, float64 on the CPU."""
+    q, k, v, g = (np.asarray(x, np.float64).transpose(0, 2, 1, 3) for x in (query, key, value, grad))
+    scale = q.shape[-1] ** -0.5
+    scores = scale * q @ k.swapaxes(-1, -2)
+    if causal:
+        scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    out = weights @ v
+    grad_weights = g @ v.swapaxes(-1, -2)
+    grad_scores = scale * weights * (grad_weights - (grad_weights * weights).sum(-1, keepdims=True))
+    grads = grad_scores @ k, grad_scores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ g
+    found = dict(zip(("out", "query", "key", "value"), (out, *grads), strict=True))
+    found["shared"] = sum(grads)
+    return {name: x.transpose(0, 2, 1, 3) for name, x in found.items()}
+
+
+def distance(found, truth: np.ndarray) -> float:
+    """‖found − truth‖ / ‖truth‖."""
+    return float(np.linalg.norm(np.asarray(found, np.float64) - truth) / np.linalg.norm(truth))
+
+
+def kernels(*, small: bool) -> dict:
+    """Each kernel of attention that runs here, and the XLA form, at how far from float64: by shape, dtype, output."""
+    from crate_jax.models import attention
+
+    found = {}
+    names = [name for name, kernel in attention.KERNELS.items() if jax.default_backend() in kernel.platforms]
+    for shape in SHAPES[-1:] if small else SHAPES:
+        b, n, heads, p, causal = shape
+        rng = np.random.default_rng(n + p)
+        arrays = [rng.normal(size=(b, n, heads, p)).astype(jnp.bfloat16) for _ in range(4)]
+        truth = attention_truth(*arrays, causal=causal)
+        shared = attention_truth(*arrays[:1] * 3, arrays[3], causal=causal)
+        for name in names:
+            for dtype in ("bfloat16", "float32"):
+                try:
+                    found[f"{shape} {name} {dtype}"] = _one_kernel(
+                        arrays, truth, shared, kernel=name, causal=causal, dtype=dtype
+                    )
+                except Exception as error:  # What a kernel does not take is a result.
+                    found[f"{shape} {name} {dtype}"] = {"error": f"{type(error).__name__}: {error}"[:200]}
+    return found
+
+
+def _one_kernel(arrays, truth, shared, *, kernel: str, causal: bool, dtype: str) -> dict[str, float]:
+    from crate_jax.models import attention
+
+    *operands, grad = (jnp.asarray(x, dtype) for x in arrays)
+    options = {"causal": causal, "kernel": kernel}
+
+    @jax.jit
+    def three(operands, grad):
+        out, pull = jax.vjp(functools.partial(attention.attend, **options), *operands)
+        return out, *pull(grad)
+
+    @jax.jit
+    def one(tokens, grad):
+        out, pull = jax.vjp(functools.partial(attention.attend_shared, **options), tokens)
+        return out, *pull(grad)
+
+    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+        names = ("out", "query", "key", "value")
+        errors = {
+            name: distance(x, truth[name]) for name, x in zip(names, three(operands, grad), strict=True)
+        }
+        out, tokens = one(operands[0], grad)
+    return errors | {
+        "shared out": distance(out, shared["out"]),
+        "shared gradient": distance(tokens, shared["shared"]),
+    }
+
+
+def equal_bits(*, small: bool) -> dict:
+    """Whether three training steps give the same bits twice, with the flags that this process runs under."""
+    from benchmarks import ours
+    from benchmarks.workloads import WORKLOADS, tiny
+    from crate_jax.parallel.sharding import shard_batch
+    from crate_jax.training import state
+
+    workload = tiny(WORKLOADS["crate_tiny"]) if small else WORKLOADS["crate_tiny"]
+    training = ours.Training(workload, {"dtype": "float32" if small else "bfloat16"})
+    training.compile()
+    rng = np.random.default_rng(0)
+    size = workload.batch
+
+    def three_steps():
+        with jax.set_mesh(training.run.mesh):
+            current = state.make_state(training.run.model, training.tx, jax.random.key(0), training.abstract)
+            for _ in range(3):
+                current, _ = training.step(current, batch)
+            return jax.device_get(current.params)
+
+    batch = {
+        name: rng.integers(0, 10, (size, *x.shape[1:])).astype(x.dtype) for name, x in training.batch.items()
+    }
+    with jax.set_mesh(training.run.mesh):
+        batch = shard_batch(batch, training.run.mesh)
+    first, second = three_steps(), three_steps()
+    differing = sum(
+        int(np.sum(a != b)) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    )
+    return {"parameters that differ": differing, "of": sum(x.size for x in jax.tree.leaves(first))}
+
+
+def portable(*, small: bool) -> dict:
+    """Outputs and gradients of a float32 CRATE-T on this device against the same on the CPU: norms of the difference over
+    the norm, with matrix products as the device does them by default and at full precision.
+    """
+    from crate_jax import models
+
+    size = {"depth": 2, "image_size": 32} if small else {}
+    model = models.create(models.crate("tiny", dtype="float32", **size))
+    side = model.config.image_size
+    images = np.random.default_rng(0).normal(size=(4, side, side, 3)).astype(np.float32)
+    cpu = jax.devices("cpu")[0]
+
+    def logits_and_grads(params, images):
+        def loss(params):
+            logits, _ = model.apply(params, images)
+            return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[:, 0]), logits
+
+        grads, logits = jax.grad(loss, has_aux=True)(params)
+        return logits, jnp.concatenate([x.ravel() for x in jax.tree.leaves(grads)])
+
+    with jax.default_device(cpu):
+        params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+        expected = jax.device_get(jax.jit(logits_and_grads)(params, images))
+    found = {}
+    for precision in ("default", "highest"):
+        with jax.default_matmul_precision(precision):
+            got = jax.device_get(jax.jit(logits_and_grads)(params, images))
+        for name, x, y in zip(("logits", "gradients"), got, expected, strict=True):
+            found[f"{name}, {precision} precision"] = distance(x, y)
+    return found
+
+
+def layer_metric(*, small: bool) -> dict:
+    """Seconds of the released layer-wise metric, b 64, 12 heads, 197 tokens of 64."""
+    from crate_jax import objectives
+
+    shape = (2, 2, 20, 8) if small else (64, 12, 197, 64)
+    w = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    return _timed(jax.jit(objectives.released_coding_rate), w)
+
+
+def coding_rate_gradient(*, small: bool) -> dict:
+    """Seconds of the gradient of R, b 64, n 197, d 384 Gaussian numbers, ε² 0.5."""
+    from crate_jax import objectives
+
+    shape = (2, 20, 8) if small else (64, 197, 384)
+    z = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    return _timed(jax.jit(jax.grad(lambda z: objectives.coding_rate(z, eps_sq=0.5).sum())), z)
+
+
+def _timed(function: Callable, *operands) -> dict:
+    began = time.perf_counter()
+    jax.block_until_ready(function(*operands))
+    first = time.perf_counter() - began
+
+    def run(count):
+        for _ in range(count):
+            out = function(*operands)
+        jax.block_until_ready(out)
+
+    found = timing.summary(timing.seconds(run, steps=10, repeats=6))
+    return {"ms": 1e3 * found["median"], "min ms": 1e3 * found["min"], "first call s": first}
+
+
+CHECKS = {
+    "kernels": kernels,
+    "equal_bits": equal_bits,
+    "portable": portable,
+    "layer_metric": layer_metric,
+    "coding_rate_gradient": coding_rate_gradient,
+}

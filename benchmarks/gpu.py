@@ -1,0 +1,107 @@
+"""All that is to be measured on a borrowed GPU, in one call and by importance, each result on disk at once.
+
+    python -m benchmarks.gpu --output=$OUT/gpu.json --peer=PATH [--budget=460] [--only=crate_base,checks] [--tiny]
+
+PATH is a checkout of the released CRATE (github.com/Ma-Lab-Berkeley/CRATE). Ours and the peers are compiled at the same
+time, each in a process of its own, and measured by turns while nothing compiles. A failure costs that figure alone; past the
+budget nothing new begins. --tiny rehearses all of it on a CPU.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks.session import Session, Worker
+from benchmarks.workloads import WORKLOADS
+
+# In order of importance: what compiles together, (workload, forms of ours).
+WAVES = [
+    [("crate_base", ("default",)), ("igpt_small", ("default",))],
+    [("vit_small", ("default",)), ("crate_large", ("default",))],
+    [("igpt_small_sampling", ("default",)), ("crate_base", ("scanned",))],
+]
+DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
+
+
+def wave(session: Session, jobs: list[tuple[str, tuple[str, ...]]]) -> None:
+    """Compile all of them, then measure one workload after the other."""
+    forms = {}
+    for workload, ours in jobs:
+        peers = WORKLOADS[workload].peers if "default" in ours else ()
+        forms[workload] = [*ours, *peers]
+    names = session.prepare([(workload, form) for workload, all_ in forms.items() for form in all_])
+    for workload, all_ in forms.items():
+        session.measure(workload, names, all_)
+
+
+def checks(session: Session) -> None:
+    """Right, and the objectives' times beside PyTorch's."""
+    for name in ("kernels", "portable", "equal_bits"):
+        session.note(
+            name, session.ours.ask(min(session.left, 120), do="check", name=name, tiny=session.small)
+        )
+    for name in ("layer_metric", "coding_rate_gradient"):
+        for worker in (session.ours, session.peers):
+            answer = worker.ask(min(session.left, 60), do="check", name=name, tiny=session.small)
+            session.note(f"{name}/{worker.side}", answer)
+
+
+def deterministic(session: Session) -> None:
+    """Equal bits and their price: the default CRATE-B again, in a process with deterministic kernels."""
+    worker = Worker("ours", session.log, DETERMINISTIC)
+    usual, session.ours = session.ours, worker
+    try:
+        answer = worker.ask(min(session.left, 120), do="check", name="equal_bits", tiny=session.small)
+        session.note("equal_bits, deterministic", answer)
+        before = session.found["results"].get("crate_base/default")
+        names = session.prepare([("crate_base", "default")])
+        session.measure("crate_base", names, ["default"], turns=1)
+        session.note(
+            "crate_base/default, deterministic", session.found["results"].pop("crate_base/default", None)
+        )
+        if before is not None:
+            session.found["results"]["crate_base/default"] = before
+    finally:
+        worker.close()
+        session.ours = usual
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--peer", help="a checkout of the released CRATE")
+    parser.add_argument("--budget", type=float, default=460.0, help="seconds")
+    parser.add_argument("--only", help="parts, by comma: names of workloads, checks, deterministic")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=8)
+    flags = parser.parse_args()
+    options = {"budget": flags.budget, "peer": flags.peer, "small": flags.tiny}
+    session = Session(flags.output, repeats=flags.repeats, steps=flags.steps, **options)
+    chosen = set(flags.only.split(",")) if flags.only else None
+    parts = [lambda: session.start()]
+    for number, jobs in enumerate(WAVES):
+        kept = [job for job in jobs if chosen is None or job[0] in chosen]
+        if kept:
+            parts.append(lambda kept=kept: wave(session, kept))
+        if number == 0 and (chosen is None or "checks" in chosen):
+            parts.append(lambda: checks(session))
+    if chosen is None or "deterministic" in chosen:
+        parts.append(lambda: deterministic(session))
+    try:
+        for part in parts:
+            if session.left < 10:
+                session.note("ended", "the budget is spent")
+                break
+            try:
+                part()
+            except Exception as error:  # What failed must not cost the rest.
+                session.note("failed", f"{type(error).__name__}: {error}")
+    finally:
+        session.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""Attention: one function for every model, with the implementations behind it in one table.
+
+`attend` takes queries, keys and values; `attend_shared` one tensor that is all three, as CRATE's MSSA has it;
+`attend_cached` one query and the cache of a decoder. All take the softmax in float32, whatever the tensors are.
+
+A kernel is a row of KERNELS. `auto` stands for the row that AUTO names for a platform; `models.resolve` looks it up when a
+model is built, so nothing here asks which devices there are.
+"""
+
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from crate_jax import InputError
+from crate_jax.models.layers import row_dot
+from crate_jax.settings import one_of
+
+# Queries that causal attention takes at a time, each block against the keys up to its own end: nearly half of the products,
+# which the mask would throw away, are never formed.
+BLOCK = 256
+# What forbidden scores are replaced by. Finite, so that a row with nothing to attend to is no NaN.
+FORBIDDEN = jnp.finfo(jnp.float32).min
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool = False,
+    mask: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    scale: float | None = None,
+    kernel: str = "xla",
+) -> jax.Array:
+    """For every token, the mean of the values weighted by how well its query matches the keys: softmax(s Q Kᵀ) V.
+
+    Args:
+      query: `[b, n, heads, p]`. key, value: `[b, m, heads, p]`. Products run in their dtype, the softmax in float32.
+      causal: token i attends to tokens j ≤ i only; n = m.
+      mask: bool, broadcast to `[b, heads, n, m]`: the pairs that may attend.
+      lengths: int `[b]`: only the first so many tokens of each example are real; n = m. The others are not attended to,
+        and their own rows of the result are zero.
+      scale: s, by default p^-½.
+      kernel: the implementation, a key of KERNELS.
+    Returns:
+      `[b, n, heads, p]` in the dtype of `value`. A row that may attend to nothing is zero.
+    Raises:
+      InputError: shapes that do not fit, an unknown kernel.
+    """
+    _check(query, key, value, causal=causal, mask=mask, lengths=lengths)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _find(kernel).attend(query, key, value, causal=causal, mask=mask, lengths=lengths, scale=scale)
+
+
+def attend_shared(
+    tokens: jax.Array,
+    *,
+    causal: bool = False,
+    mask: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    scale: float | None = None,
+    kernel: str = "xla",
+) -> jax.Array:
+    """`attend` with one tensor as query, key and value: softmax(s W Wᵀ) W, the heads of CRATE's MSSA.
+
+    A form of its own because a kernel then reads one tensor instead of three, and its gradient is one sum.
+
+    Args:
+      tokens: W `[b, n, heads, p]`, the tokens' coordinates in each head's subspace.
+      causal, mask, lengths, scale, kernel: as for `attend`.
+    Returns:
+      `[b, n, heads, p]` in the dtype of `tokens`.
+    Raises:
+      InputError: as `attend`.
+    """
+    _check(tokens, tokens, tokens, causal=causal, mask=mask, lengths=lengths)
+    scale = tokens.shape[-1] ** -0.5 if scale is None else scale
+    return _find(kernel).attend_shared(tokens, causal=causal, mask=mask, lengths=lengths, scale=scale)
+
+
+def attend_cached(
+    query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array, *, softmax: bool = True
+) -> jax.Array:
+    """Attention of one new token to those decoded before it: softmax(p^-½ q Kᵀ) V over positions 0 … `position`.
+
+    Its work is reading the cache, which every implementation does equally well: there is no choice of kernel.
+
+    Args:
+      query: `[b, heads, p]`, of the token at `position`.
+      keys, values: caches `[b, heads, n, p]` of static length n, the token's own key and value already in them.
+      position: int scalar, may be traced.
+      softmax: False takes the mean of the scores over those positions instead.
+    Returns:
+      `[b, heads, p]` in the dtype of `values`.
+    """
+    scores = jnp.einsum("bkp,bknp->bkn", query, keys, preferred_element_type=jnp.float32)
+    scores = scores * query.shape[-1] ** -0.5
+    seen = jnp.arange(keys.shape[-2]) <= position
+    if softmax:
+        weights = jax.nn.softmax(jnp.where(seen, scores, FORBIDDEN), axis=-1)
+    else:
+        weights = jnp.where(seen, scores, 0) / (position + 1)
+    return jnp.einsum("bkn,bknp->bkp", weights.astype(values.dtype), values)
+
+
+def cache_token(cache: jax.Array, token: jax.Array, position: jax.Array) -> jax.Array:
+    """The cache `[b, heads, n, p]` with `token` `[b, heads, p]` written at `position`."""
+    return jax.lax.dynamic_update_index_in_dim(cache, token.astype(cache.dtype), position, axis=-2)
+
+
+class Attend(Protocol):
+    """What a kernel implements `attend` with: arguments already checked, nothing left to its default."""
+
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        *,
+        causal: bool,
+        mask: jax.Array | None,
+        lengths: jax.Array | None,
+        scale: float,
+    ) -> jax.Array: ...
+
+
+class AttendShared(Protocol):
+    """What a kernel implements `attend_shared` with."""
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        causal: bool,
+        mask: jax.Array | None,
+        lengths: jax.Array | None,
+        scale: float,
+    ) -> jax.Array: ...
+
+
+class Kernel(NamedTuple):
+    """One implementation of attention, and the platforms (as JAX names them: cpu, gpu, tpu) that it runs on."""
+
+    attend: Attend
+    attend_shared: AttendShared
+    platforms: tuple[str, ...]
+
+
+def _xla_attend(query, key, value, *, causal, mask, lengths, scale):
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    allowed = _allowed(mask, lengths, key.shape[1])
+    return _finish(_attend(*heads_first, allowed, causal, scale), lengths)
+
+
+def _xla_attend_shared(tokens, *, causal, mask, lengths, scale):
+    allowed = _allowed(mask, lengths, tokens.shape[1])
+    return _finish(_attend_shared(jnp.swapaxes(tokens, 1, 2), allowed, causal, scale), lengths)
+
+
+KERNELS: dict[str, Kernel] = {
+    "xla": Kernel(_xla_attend, _xla_attend_shared, ("cpu", "gpu", "tpu")),
+}
+# The kernel that `auto` stands for on each platform.
+AUTO = {"cpu": "xla", "gpu": "xla", "tpu": "xla"}
+
+
+def resolve_kernel(name: str, platform: str) -> str:
+    """The key of KERNELS that `attention_kernel` of a configuration means on a platform.
+
+    Raises:
+      InputError: a kernel that is not there, or that does not run on this platform.
+    """
+    if name == "auto":
+        return AUTO.get(platform, "xla")
+    one_of("model.attention_kernel", name, ("auto", *KERNELS))
+    if platform not in KERNELS[name].platforms:
+        running = [other for other, kernel in KERNELS.items() if platform in kernel.platforms]
+        raise InputError(
+            f"model.attention_kernel: found {name!r}, which does not run on {platform}; accepted there: auto, "
+            f"{', '.join(running)}"
+        )
+    return name
+
+
+def _find(kernel: str) -> Kernel:
+    one_of("kernel of attention (models.resolve decides what auto is)", kernel, KERNELS)
+    return KERNELS[kernel]
+
+
+def _check(query, key, value, *, causal, mask, lengths) -> None:
+    b, n, heads, p = query.shape if query.ndim == 4 else (0, 0, 0, 0)
+    if query.ndim != 4 or key.shape != value.shape or key.shape != (b, key.shape[1], heads, p):
+        raise InputError(
+            f"attention: found query {query.shape}, key {key.shape}, value {value.shape}; accepted: [b, n, heads, p], and "
+            "[b, m, heads, p] for key and value"
+        )
+    m = key.shape[1]
+    if (causal or lengths is not None) and n != m:
+        raise InputError(
+            f"attention: found {n} queries and {m} keys; accepted: as many, with causal or lengths"
+        )
+    if lengths is not None and lengths.shape != (b,):
+        raise InputError(f"lengths of attention: found shape {lengths.shape}; accepted: ({b},)")
+    if mask is not None:
+        fits = mask.ndim <= 4 and mask.dtype == jnp.bool_
+        wanted = (b, heads, n, m)[4 - mask.ndim :] if fits else ()
+        if not fits or any(found not in (1, side) for found, side in zip(mask.shape, wanted, strict=True)):
+            raise InputError(
+                f"mask of attention: found {mask.dtype} {mask.shape}; accepted: bool, broadcast to {(b, heads, n, m)}"
+            )
+
+
+def _allowed(mask: jax.Array | None, lengths: jax.Array | None, keys: int) -> jax.Array | None:
+    """Which pairs may attend by mask and lengths, bool of four axes; None: all."""
+    if mask is not None:
+        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    if lengths is None:
+        return mask
+    real = (jnp.arange(keys) < lengths[:, None])[:, None, None, :]
+    return real if mask is None else mask & real
+
+
+def _finish(out: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """`[b, heads, n, p]` → `[b, n, heads, p]`, with the rows of tokens that are not real set to zero."""
+    out = jnp.swapaxes(out, 1, 2)
+    if lengths is None:
+        return out
+    real = jnp.arange(out.shape[1]) < lengths[:, None]
+    return jnp.where(real[:, :, None, None], out, 0)
+
+
+# The XLA form. Tensors are [b, heads, n, p] from here on. Its backward pass is written out because automatic differentiation
+# sums over the keys where p features would do, and keeps three score matrices for one.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(query, key, value, allowed, causal, scale):
+    return _attend_forward(query, key, value, allowed, causal, scale)[0]
+
+
+def _attend_forward(query, key, value, allowed, causal, scale):
+    out, weights = _forward(query, key, value, allowed, causal, scale)
+    return out, (query, key, value, weights, out)
+
+
+def _attend_backward(causal, scale, saved, grad):
+    query, key, value, weights, out = saved
+    return *_backward(query, key, value, weights, out, grad, causal, scale), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _attend_shared(tokens, allowed, causal, scale):
+    return _attend_shared_forward(tokens, allowed, causal, scale)[0]
+
+
+def _attend_shared_forward(tokens, allowed, causal, scale):
+    out, weights = _forward(tokens, tokens, tokens, allowed, causal, scale)
+    return out, (tokens, weights, out)
+
+
+def _attend_shared_backward(causal, scale, saved, grad):
+    tokens, weights, out = saved
+    query, key, value = _backward(tokens, tokens, tokens, weights, out, grad, causal, scale)
+    return query + key + value, None
+
+
+_attend_shared.defvjp(_attend_shared_forward, _attend_shared_backward)
+
+
+def _blocks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
+    """(first query, end of queries, end of keys) of each block."""
+    if not causal:
+        return [(0, queries, keys)]
+    return [
+        (start, min(start + BLOCK, queries), min(start + BLOCK, queries))
+        for start in range(0, queries, BLOCK)
+    ]
+
+
+def _part(allowed: jax.Array, start: int, end: int, keys: int) -> jax.Array:
+    """The rows start … end and the first keys of what may be a broadcast mask."""
+    rows = allowed if allowed.shape[2] == 1 else allowed[:, :, start:end]
+    return rows if rows.shape[3] == 1 else rows[:, :, :, :keys]
+
+
+def _forward(query, key, value, allowed, causal, scale):
+    """The attended values `[b, heads, n, p]`, and softmax(S) of each block in the dtype of the values."""
+    outs, saved = [], []
+    for start, end, keys in _blocks(query.shape[2], key.shape[2], causal):
+        scores = scale * jnp.einsum(
+            "bkip,bkjp->bkij", query[:, :, start:end], key[:, :, :keys], preferred_element_type=jnp.float32
+        )
+        if causal:
+            earlier = jnp.arange(keys) <= jnp.arange(start, end)[:, None]
+            scores = jnp.where(earlier, scores, FORBIDDEN)
+        if allowed is None:
+            weights = jax.nn.softmax(scores, axis=-1)
+        else:
+            permitted = _part(allowed, start, end, keys)
+            permitted = permitted & earlier if causal else permitted
+            weights = jax.nn.softmax(jnp.where(permitted, scores, FORBIDDEN), axis=-1)
+            # A row that may attend to nothing would be the mean of all.
+            weights = jnp.where(permitted, weights, 0)
+        saved.append(weights.astype(value.dtype))
+        outs.append(saved[-1] @ value[:, :, :keys])
+    return jnp.concatenate(outs, axis=2), tuple(saved)
+
+
+def _backward(query, key, value, weights, out, grad, causal, scale):
+    """With A = softmax(S), S = s Q Kᵀ, O = A V: ∂V = Aᵀ ∂O, ∂S = A (∂O Vᵀ − Σ_j A_j (∂O Vᵀ)_j), ∂Q = s ∂S K, ∂K = s ∂Sᵀ Q.
+
+    The sum over the keys j is that of ∂O·O over the features, p numbers for j; XLA does the former ten times slower than all
+    else here on a CPU.
+    """
+    swap = partial(jnp.swapaxes, axis1=-1, axis2=-2)
+    total = row_dot(grad.astype(jnp.float32), out.astype(jnp.float32))
+    grad_query, grad_key, grad_value = [], [], []
+    for (start, end, keys), attention in zip(
+        _blocks(query.shape[2], key.shape[2], causal), weights, strict=True
+    ):
+        rows = grad[:, :, start:end]
+        grad_attention = jnp.einsum(
+            "bkip,bkjp->bkij", rows, value[:, :, :keys], preferred_element_type=jnp.float32
+        )
+        grad_scores = scale * (attention * (grad_attention - total[:, :, start:end]))
+        grad_scores = grad_scores.astype(query.dtype)
+        grad_query.append(grad_scores @ key[:, :, :keys])
+        grad_key.append(swap(grad_scores) @ query[:, :, start:end])
+        grad_value.append(swap(attention) @ rows)
+    return jnp.concatenate(grad_query, axis=2), _overlay(grad_key), _overlay(grad_value)
+
+
+def _overlay(parts: list[jax.Array]) -> jax.Array:
+    """The sum of blocks `[b, heads, j, p]` of growing length j, each padded with zeros to the last one's."""
+    length = parts[-1].shape[2]
+    padded = [jnp.pad(part, ((0, 0), (0, 0), (0, length - part.shape[2]), (0, 0))) for part in parts]
+    return sum(padded[1:], padded[0])

@@ -1,0 +1,115 @@
+"""What every model's configuration has, and how `auto` in it becomes a value."""
+
+import dataclasses
+from typing import Any, NamedTuple, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from crate_jax import InputError
+from crate_jax.models.attention import KERNELS, resolve_kernel
+from crate_jax.settings import one_of, setting
+
+DTYPES = ("float32", "bfloat16", "auto")
+
+
+class Images(NamedTuple):
+    """The images that a model will see, from which its configuration follows: `config.fit(images) -> (config, size)`.
+
+    `size` is the images' own height and width, `requested_size` the one asked for (None: the model chooses), `levels` the
+    number of values of a pixel; `user_set` names the fields of the configuration that the user set by hand. With
+    `requested_width` the width is another than the height.
+    """
+
+    size: int
+    requested_size: int | None
+    channels: int
+    num_classes: int
+    levels: int
+    user_set: frozenset[str] = frozenset()
+    requested_width: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What every model has, whatever it reads: a stack of `depth` equal blocks of width `dim`.
+
+    `scan` compiles one block for all layers, `remat` recomputes activations in the backward pass (`stack.REMAT_POLICIES`).
+    `dtype` is the type that matmuls run in and `attention_kernel` the implementation of attention (a key of
+    `attention.KERNELS`); `auto` in either is decided by `resolve`, before the model is built.
+    """
+
+    family: str = setting("", "The kind of model, a key of models.FAMILIES.")
+    dim: int = setting(384, "Width: features of a token.", least=1)
+    depth: int = setting(12, "Number of blocks.", least=1)
+    heads: int = setting(6, "Heads, or subspaces, of a block.", least=1)
+    scan: bool = setting(True, "Compile one block for all layers.")
+    remat: str = setting("none", "What the backward pass recomputes to save memory: none, dots or full.")
+    dtype: str = setting("auto", "Type that matmuls run in; auto: bfloat16 on TPU and GPU.", choices=DTYPES)
+    attention_kernel: str = setting("auto", "Implementation of attention.", choices=("auto", *KERNELS))
+
+    @property
+    def head_dim(self) -> int:
+        """Features of a head.
+
+        Raises:
+          InputError: heads that do not divide the width.
+        """
+        if self.dim % self.heads:
+            raise InputError(f"model.heads: found {self.heads}, which does not divide model.dim {self.dim}")
+        return self.dim // self.heads
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """The type that matmuls run in.
+
+        Raises:
+          InputError: `auto`: modules are built from resolved configurations.
+        """
+        one_of("model.dtype of a module (models.resolve decides what auto is)", self.dtype, DTYPES[:-1])
+        return jnp.dtype(self.dtype)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the blocks call `attention`, so that `attention_kernel` has an effect."""
+        return True
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens that a block sees."""
+        raise NotImplementedError
+
+    def fit(self, images: Images) -> tuple[Self, int]:
+        """The configuration for such images, and the size that they must be given."""
+        raise NotImplementedError
+
+    def describe_input(self) -> str:
+        """What goes in and what comes out, for people."""
+        raise NotImplementedError
+
+
+ConfigT = TypeVar("ConfigT", bound=ModelConfig)
+
+
+def resolve(config: ConfigT, platform: str | None = None) -> ConfigT:
+    """The configuration with a value for each `auto`: what a model on these devices is built from.
+
+    `dtype` becomes bfloat16 on TPU and GPU and float32 on CPU, where XLA gains nothing from bfloat16;
+    `attention_kernel` what `attention.AUTO` names. What is no `auto` is checked and stays.
+
+    Args:
+      config: a model's configuration.
+      platform: of the devices the model will run on, as JAX names it (`device.platform`); by default that of the process.
+    Raises:
+      InputError: an unknown type, a kernel that is not there or does not run on the platform or that the model never calls.
+    """
+    platform = platform or jax.default_backend()
+    platform = "gpu" if platform in ("cuda", "rocm") else platform
+    one_of("model.dtype", config.dtype, DTYPES)
+    changes: dict[str, Any] = {"attention_kernel": resolve_kernel(config.attention_kernel, platform)}
+    if config.dtype == "auto":
+        changes["dtype"] = "float32" if platform == "cpu" else "bfloat16"
+    if not config.has_attention:
+        one_of(f"model.attention_kernel of {config.family}", config.attention_kernel, ("auto", "xla"))
+        changes["attention_kernel"] = "xla"
+    return dataclasses.replace(config, **changes)

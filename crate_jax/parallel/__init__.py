@@ -1,0 +1,1 @@
+"""Devices, how arrays lie on them, and how processes meet."""
