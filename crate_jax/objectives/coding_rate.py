@@ -203,7 +203,7 @@ def _unit_tokens(y):
 
 def _unit_rates(y, *alpha):
     """½ logdet(I + αVᵀV) `[...]`, V the rows of y `[..., n, p]` at unit length."""
-    return value_and_slope(False, Operands(_unit_tokens(y), Scale(*alpha)))[0]
+    return value_and_slope(False, Operands(_unit_tokens(y), Scale(*alpha)), height=0)[0]
 
 
 def _unit_rates_in_pieces(y, *alpha):
@@ -214,7 +214,7 @@ def _unit_rates_in_pieces(y, *alpha):
     Cholesky factorisations at the same time, which can deadlock (docs/objectives.md).
     """
     (*batch, n, p), count = y.shape, math.prod(y.shape[:-2])
-    largest = max(1, min(count, 2**20 // max(n * p, 1)))  # 4 MB of tokens
+    largest = max(1, min(count, 2**19 // max(n * p, 1)))  # 2 MB of tokens
     piece = next(size for size in range(largest, 0, -1) if count % size == 0)
     pieces = (y.reshape(-1, piece, n, p), *(x.reshape(-1, piece, 1) for x in alpha))
     return lax.map(lambda operands: _unit_rates(*operands), pieces).reshape(batch)

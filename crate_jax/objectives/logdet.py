@@ -31,6 +31,7 @@ HIGHEST = lax.Precision.HIGHEST
 # the gradient's below 40 · 2⁻²⁴ times its own. Cholesky twice: below 2⁻²⁴ and 0.02 · 2⁻²⁴ times them, where the bounds
 # are large.
 CHOLESKY = (50.0, 200.0)
+A_PRIORI = 100.0  # for a bound that is itself above CHOLESKY's
 TWICE = (300.0, 4e5)
 
 
@@ -51,15 +52,14 @@ class Operands(NamedTuple):
 
 class _Columns(NamedTuple):
     """I + αYᵀY = C (D² + a SᵀS) C for D = C⁻¹ = diag(2^-k), which brings the largest entry of every column to order
-    one: the columns S `[..., r, m]`, a `[..., 1 or m]`, k and the power s of S_j = 2^s_j Y_j `[..., m]`, a mask of the
-    products that count (or None), and a bound on the columns' own rounding errors in units of 2⁻²⁴."""
+    one: the columns S `[..., r, m]`, a `[..., 1 or m]`, k and the power s of S_j = 2^s_j Y_j `[..., m]`, and a mask of the
+    products that count (or None)."""
 
     s: jax.Array
     a: jax.Array
     k: jax.Array
     power: jax.Array
     within: jax.Array | None
-    rounding: jax.Array
 
 
 def project(z, bases):
@@ -83,27 +83,35 @@ def _is_wide(y, group):
     return group is None and y.shape[-1] > y.shape[-2]
 
 
-def _columns(operands):
+def _columns(operands, height=None):
     z, (a, q), bases, group, _ = operands
     y = project(z, bases)
     wide = _is_wide(y, group)
-    if bases is None:
-        rounding = None
-    else:
-        # A projection is as exact as its tokens and bases are long, however short it is itself.
+    if bases is not None:
         a, q = a[..., None, :], q[..., None, :]
-        tokens, axes = jnp.sum(z**2, axis=-1), jnp.sum(bases**2, axis=-2)
-        rounding = tokens[..., None, :] if wide else jnp.sum(tokens, axis=-1)[..., None, None] * axes
     y = _transpose(y) if wide else y
-    k = jnp.maximum(largest_exponent(y, -2)[..., 0, :] + q, 0.0)
+    height = (
+        largest_exponent(y, -2)[..., 0, :] if height is None else jnp.full(y.shape[-1], height, jnp.float32)
+    )
+    k = jnp.maximum(height + q, 0.0)
     power = q - k
     s = shift(y, power[..., None, :])
-    if rounding is None:
-        rounding = jnp.sqrt(jnp.sum(s**2, axis=-2))
-    else:
-        rounding = shift(jnp.sqrt(jnp.broadcast_to(rounding, k.shape)), power)
     within = None if group is None else group[..., :, None] == group[..., None, :]
-    return _Columns(s, a, k, power, within, rounding)
+    return _Columns(s, a, k, power, within)
+
+
+def _rounding(columns, operands):
+    """A bound on what the columns' own rounding comes to, in units of 2⁻²⁴: their lengths."""
+    z, _, bases, _, _ = operands
+    if bases is None:
+        return jnp.sqrt(jnp.sum(columns.s**2, axis=-2))
+    # A projection is as exact as its tokens and bases are long, however short it is itself.
+    tokens = jnp.sum(z**2, axis=-1)[..., None, :]
+    if columns.k.shape[-1] != bases.shape[-1]:
+        length = jnp.broadcast_to(tokens, columns.k.shape)
+    else:
+        length = jnp.sum(tokens, axis=-1, keepdims=True) * jnp.sum(bases**2, axis=-2)
+    return shift(jnp.sqrt(length), columns.power)
 
 
 def _oriented(y, columns):
@@ -153,7 +161,7 @@ def _cholesky(ratio, columns, weight):
     if not ratio:
         # Rounding changes A by about 2⁻²⁴ of its diagonal, hence logdet by that times Σ a_jj (A⁻¹)_jj, the variance
         # inflation factors; and (A⁻¹)_jj ≤ 1/D_j², which costs nothing to know.
-        return value, None, jnp.sum(shift(diagonal, 2 * columns.k), axis=-1) <= CHOLESKY[0] * plain, factor
+        return value, None, jnp.sum(shift(diagonal, 2 * columns.k), axis=-1) <= A_PRIORI * plain, factor
     inverse = _inverse(factor)
     trusted = jnp.sum(diagonal * jnp.sum(inverse**2, axis=-2), axis=-1) <= CHOLESKY[0] * plain
     solved = jnp.einsum("...ki,...kj->...ij", inverse, inverse, precision=HIGHEST)
@@ -186,7 +194,7 @@ def _cholesky_twice(ratio, columns, operands, factor):
     mended = jnp.matmul(jnp.matmul(_transpose(back), back, precision=HIGHEST), inverse, precision=HIGHEST)
     x = jnp.matmul(body, mended, precision=HIGHEST)
     # A column of S changes by 2⁻²⁴ of its rounding, the value by <aX, that>, X by about that times A⁻¹.
-    a, scale, rounding = columns.a, _relative(columns), columns.rounding
+    a, scale, rounding = columns.a, _relative(columns), _rounding(columns, operands)
     moved = jnp.sum(rounding * a * jnp.sqrt(jnp.sum(x**2, axis=-2)), axis=-1)
     trusted = moved <= TWICE[0] * 0.5 * jnp.sum(logs, axis=-1)
     if not ratio:
@@ -225,9 +233,12 @@ def _orthogonalised(columns, operands):
     return value, x
 
 
-def value_and_slope(ratio, operands):
-    """The value and, where `ratio` is asked for, G = αY (I + αYᵀY)⁻¹, its derivative by Y (for one group's weight)."""
-    columns = _columns(operands)
+def value_and_slope(ratio, operands, height=None):
+    """The value and, where `ratio` is asked for, G = αY (I + αYᵀY)⁻¹, its derivative by Y (for one group's weight).
+
+    `height` is the exponent of the columns' largest entries where it is known, which saves looking.
+    """
+    columns = _columns(operands, height)
     weight = operands.weight
     wide = columns.s.shape != jax.eval_shape(project, operands.z, operands.bases).shape
 
