@@ -1,8 +1,9 @@
 """Rate reduction and sparsity objectives as pure, jitted functions of arrays; needs jax and nothing else.
 
-Tokens are rows: `z` is `[..., n, d]` with any leading batch axes. Rates are in nats. Everything works under
-jit, grad, vmap, scan and shard_map, computes in fp32 whatever comes in, and checks its arguments (values
-only where they are concrete).
+Tokens are rows: `z` is `[..., n, d]` with any leading batch axes, which may be empty; the rate of no tokens is 0. Rates are
+in nats. Everything works under jit, grad, vmap, scan and shard_map, on meshes of automatic and explicit axes, computes in
+fp32 whatever comes in (float64 counts as float32, also under `jax_enable_x64`), and checks its arguments (values only where
+they are concrete).
 """
 
 from crate_jax.objectives.coding_rate import (

@@ -6,8 +6,10 @@ import numpy as np
 
 
 def floating(name, value, axes):
-    """`value` as an array of a floating dtype whose axes fit `axes`: "... n d" takes leading batch axes, "d
-    m" none."""
+    """`value` as an array of a floating dtype whose axes fit `axes`: "... n d" takes leading batch axes, "d m" none.
+
+    float64 becomes float32, as it does without `jax_enable_x64`.
+    """
     value = value if isinstance(value, jax.Array | np.ndarray) else jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
@@ -17,7 +19,7 @@ def floating(name, value, axes):
     batched = names[0] == "..."
     if value.ndim < len(names) - 1 if batched else value.ndim != len(names):
         raise ValueError(f"{name}: shape {tuple(value.shape)} was given; [{', '.join(names)}] is accepted")
-    return value
+    return value.astype(np.float32) if value.dtype == np.float64 else value
 
 
 def same_size(name, value, axis, expected, of):
@@ -75,13 +77,14 @@ def is_labels(membership, tokens):
 
 
 def distribution(name, value):
-    """Check non-negative entries that sum to one over the last axis; traced values cannot be looked at and
-    pass."""
+    """Check non-negative entries that sum to one over the last axis, as far as float32 (or the coarser type of `value`)
+    can tell; traced values cannot be looked at and pass."""
     if not isinstance(value, jax.core.Tracer):
         weights = np.asarray(value, np.float64)
         error = np.max(np.abs(weights.sum(-1) - 1), initial=0.0)
-        # bfloat16 entries carry 8 bits, float32 ones 24: a few units in the last place.
-        if not error <= 8 * float(jnp.finfo(value.dtype).eps) or np.min(weights, initial=0.0) < 0:
+        # bfloat16 entries carry 8 bits, float32 ones 24: a few units in the last place, more of them for many entries.
+        unit = max(float(jnp.finfo(value.dtype).eps), float(np.finfo(np.float32).eps))
+        if not error <= unit * (8 + weights.shape[-1] ** 0.5) or np.min(weights, initial=0.0) < 0:
             raise ValueError(
                 f"{name}: sums that miss one by {error:.3g}, least entry {np.min(weights, initial=0.0):.3g}, "
                 "were given; non-negative entries that sum to one over the last axis are accepted"

@@ -13,26 +13,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from crate_jax.objectives import arguments
-from crate_jax.objectives.logdet import (
-    HIGHEST,
-    Operands,
-    batchwise,
-    cholesky_pivots,
-    half_logdet,
-    sum_of_logs,
-)
+from crate_jax.objectives.logdet import Operands, half_logdet, log1p, value_and_slope
+from crate_jax.objectives.partition import batchwise, everywhere
+from crate_jax.objectives.powers import Scale, largest_exponent, quotient, shift, split
 
 
 def _tokens(z, mask):
     """fp32 tokens with padding set to zero, and their number `[..., 1]`."""
     z = z.astype(jnp.float32)
     if mask is None:
-        return z, jnp.full((*z.shape[:-2], 1), z.shape[-2], jnp.float32)
+        return z, jnp.full((*z.shape[:-2], 1), max(z.shape[-2], 1), jnp.float32)
     mask = jnp.broadcast_to(arguments.token_mask(mask, z), z.shape[:-1])
     # max(1): a sample that is all padding has rate 0, not 0/0.
     return jnp.where(mask[..., None] > 0, z, 0.0), jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
 
 
+@everywhere
 def coding_rate(z, *, eps_sq, mask=None):
     """Coding rate of tokens: R(Z) = ½ logdet(I + d/(n ε²) ZᵀZ).
 
@@ -42,10 +38,14 @@ def coding_rate(z, *, eps_sq, mask=None):
       mask: `[..., n]`, non-zero for tokens, zero for padding; n then counts the tokens only.
 
     Returns:
-      `[...]` fp32, nats, ≥ 0. Relative error ≤ 1e-4 for token norms from 1e-4 to 1e6 and any rank. The
-      gradient d/(n ε²) Z (I + d/(n ε²) ZᵀZ)⁻¹ is in closed form, differentiable to any order, and right to
-      3e-4 in norm, 1e-5 for tokens in general position, except at exactly dependent columns or rows with
-      scales above 30, where it tends to zero faster than fp32 can follow.
+      `[...]` fp32, nats, ≥ 0. For any rank, token norms from 1e-6 to 1e25 and ε² from 1e-40 to 1e30 it is
+      right to 1e-4 of its value, and its gradient d/(n ε²) Z (I + d/(n ε²) ZᵀZ)⁻¹ to 1e-3 of its norm
+      (measured: 1e-4 and better). The gradient is in closed form and differentiable to any order; second
+      derivatives lose digits as the norm over ε grows.
+
+      What fp32 cannot hold becomes 0 or inf: a rate or a gradient below 1e-38 (a token of norm 1e-6 at
+      ε² = 1e33), and the derivative by ε², at most −rank/(2ε²), where ε² is below 1e-38. Columns (or tokens, where they are
+      fewer) that depend on others to 11 digits count as dependent, which a rate shows where the norm is more than 1e9 ε.
 
     Raises:
       ValueError: z of another rank or a non-floating dtype, eps_sq ≤ 0, a mask of another length.
@@ -60,9 +60,10 @@ def coding_rate(z, *, eps_sq, mask=None):
     z = arguments.floating("z", z, "... n d")
     arguments.positive("eps_sq", eps_sq)
     z, count = _tokens(z, mask)
-    return half_logdet(Operands(z, z.shape[-1] / (count * eps_sq)))
+    return half_logdet(Operands(z, quotient(z.shape[-1], count, eps_sq)))
 
 
+@everywhere
 def subspace_coding_rate(z, bases, *, eps_sq, mask=None):
     """Coding rate of tokens against k subspaces: R^c(Z; U) = ½ Σ_k logdet(I + p/(n ε²) (Z U_k)ᵀ(Z U_k)).
 
@@ -88,7 +89,7 @@ def subspace_coding_rate(z, bases, *, eps_sq, mask=None):
     z, bases = arguments.tokens_and_bases(z, bases)
     arguments.positive("eps_sq", eps_sq)
     z, count = _tokens(z, mask)
-    alpha = bases.shape[-1] / (count * eps_sq)
+    alpha = quotient(bases.shape[-1], count, eps_sq)
     return jnp.sum(half_logdet(Operands(z, alpha, bases.astype(jnp.float32))), axis=-1)
 
 
@@ -97,10 +98,41 @@ def _labelled_rate(z, labels, eps_sq, mask):
     count = jnp.einsum(
         "...ij,...j->...i", (labels[..., :, None] == labels[..., None, :]).astype(jnp.float32), mask
     )
-    # Padding: α = 0, so a column of its own that costs nothing.
-    alpha = mask * z.shape[-1] / (jnp.maximum(count, 1.0) * eps_sq)
     weight = count / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
+    # Padding is a column of zeros, which costs nothing whatever its count.
+    alpha = quotient(z.shape[-1], jnp.maximum(count, 1.0), eps_sq)
     return half_logdet(Operands(jnp.swapaxes(z, -1, -2), alpha, None, labels, weight))
+
+
+def _rooted(z, root, count, eps_sq, tokens):
+    """One class's term for the roots of its weights and their sum."""
+    alpha = quotient(z.shape[-1], jnp.where(count > 0, count, 1.0), eps_sq)
+    return (count / tokens)[..., 0] * half_logdet(Operands(root[..., None] * z, alpha))
+
+
+@jax.custom_jvp
+def _class_term(z, weight, eps_sq, tokens):
+    return _rooted(z, jnp.sqrt(weight), jnp.sum(weight, axis=-1, keepdims=True), eps_sq, tokens)
+
+
+@_class_term.defjvp
+def _(primals, tangents):
+    """The weights enter the determinant linearly, their roots do not: a root's slope at 0 is infinite and what it leads to
+    is 0. Where a weight is (nearly) 0 the slope is taken beside it, where it adds 1e-10 to αz zᵀ."""
+    (z, weight, eps_sq, tokens), (dz, dweight, deps_sq, dtokens) = primals, tangents
+    count, dcount = (jnp.sum(x, axis=-1, keepdims=True) for x in (weight, dweight))
+    scale = quotient(z.shape[-1], jnp.where(count > 0, count, 1.0), eps_sq)
+    height = largest_exponent(z, -1)[..., 0]
+    least = shift(jnp.full_like(weight, 1e-5), -jnp.maximum(scale.power + height, 0.0))
+    root = jnp.maximum(jnp.sqrt(weight), least)
+    value, tangent = jax.jvp(
+        _rooted, (z, root, count, eps_sq, tokens), (dz, 0.5 * dweight / root, dcount, deps_sq, dtokens)
+    )
+    # An empty class that receives the token z: (n_j/2n) log(1 + d/ε² ‖z‖²), for n_j from 0 on.
+    mantissa, power = quotient(z.shape[-1], eps_sq)
+    square = mantissa * jnp.sum(shift(z, -height[..., None]) ** 2, axis=-1)
+    first = jnp.sum(dweight * 0.5 * log1p(square, power + height), axis=-1) / tokens[..., 0]
+    return value, jnp.where(count[..., 0] > 0, tangent, first)
 
 
 @jax.jit
@@ -108,15 +140,18 @@ def _weighted_rate(z, weights, eps_sq, tokens):
     # Recomputed in the backward pass: stored, K copies of the tokens would outgrow everything else.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one_class(weight):
-        count = jnp.sum(weight, axis=-1, keepdims=True)
-        # The root's slope at 0 is infinite: a zero weight is kept out of it.
-        root = jnp.where(weight > 0, jnp.sqrt(jnp.where(weight > 0, weight, 1.0)), 0.0)
-        alpha = z.shape[-1] / (jnp.where(count > 0, count, 1.0) * eps_sq)
-        return (count / tokens)[..., 0] * half_logdet(Operands(root[..., None] * z, alpha))
+        return _class_term(z, weight, eps_sq, tokens)
 
+    if 0 in weights.shape:
+        return jnp.zeros(z.shape[:-2], jnp.float32)
+    # Tokens of order one, their scale in ε²: the slope by a weight of 0 divides by what it has put beside it.
+    height = largest_exponent(z, (-2, -1))
+    z, eps_sq = shift(z, -height), (eps_sq[0], eps_sq[1] - 2 * height[..., 0])
+    weights = jnp.broadcast_to(weights, (*z.shape[:-1], weights.shape[-1]))
     return jnp.sum(lax.map(one_class, jnp.moveaxis(weights, -1, 0)), axis=0)
 
 
+@everywhere
 def class_coding_rate(z, membership, *, eps_sq, mask=None):
     """Average coding rate of the classes of MCR²: R_c(Z | Π) = Σ_j (n_j/2n) logdet(I + d/(n_j ε²) Zᵀ Π_j Z),
     n_j = tr Π_j.
@@ -131,7 +166,8 @@ def class_coding_rate(z, membership, *, eps_sq, mask=None):
 
     Returns:
       `[...]` fp32, nats, 0 ≤ R_c ≤ R; accuracy as for `coding_rate` (with soft weights, whose roots are
-      rounded, for norms up to 1e3).
+      rounded, for norms up to 1e3 ε). The gradient by weights is right at weights of 0 too: it is the
+      one-sided derivative, for an empty class log(1 + d‖z_i‖²/ε²)/(2n), always finite, and within 1 % of it.
 
     Raises:
       ValueError: as for `coding_rate`; a membership of another shape or dtype, or whose rows do not sum to
@@ -153,24 +189,24 @@ def class_coding_rate(z, membership, *, eps_sq, mask=None):
     z, count = _tokens(z, mask)
     if labelled:
         labels = jnp.broadcast_to(membership, z.shape[:-1])
-        return _labelled_rate(z, labels, eps_sq, jnp.ones(z.shape[:-1]) if mask is None else mask)
+        ones = jnp.ones(z.shape[:-1], jnp.float32)
+        return _labelled_rate(z, labels, split(eps_sq), ones if mask is None else mask)
     weights = jnp.asarray(membership, jnp.float32)
-    return _weighted_rate(z, weights if mask is None else weights * mask[..., None], eps_sq, count)
+    return _weighted_rate(z, weights if mask is None else weights * mask[..., None], split(eps_sq), count)
 
 
 def _unit_tokens(y):
-    """The tokens at unit length, oriented so that their smaller side is that of the Gram matrix."""
-    # Norms are floored at 1e-12, inside the root so that a zero token has a finite gradient.
-    v = y * (1 / jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24)))
-    return v if v.shape[-1] <= v.shape[-2] else jnp.swapaxes(v, -1, -2)
+    """The tokens at unit length; a zero token stays zero, with a finite gradient."""
+    y = shift(y, -largest_exponent(y, -1))
+    return y * (1 / jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24)))
 
 
-def _unit_rates(y, alpha):
-    """½ logdet(I + αVᵀV) `[...]`, V the rows of y `[..., n, p]` at unit length, by plain Cholesky."""
-    return sum_of_logs(jnp.log1p(cholesky_pivots(_unit_tokens(y), alpha)[0]))
+def _unit_rates(y, *alpha):
+    """½ logdet(I + αVᵀV) `[...]`, V the rows of y `[..., n, p]` at unit length."""
+    return value_and_slope(False, Operands(_unit_tokens(y), Scale(*alpha)))[0]
 
 
-def _unit_rates_in_pieces(y, alpha):
+def _unit_rates_in_pieces(y, *alpha):
     """The same, for as many matrices at a time as a processor's cache holds.
 
     The normalised copy of everything would cost a CPU as much as the Gram matrices do, most of it to fetch
@@ -180,42 +216,39 @@ def _unit_rates_in_pieces(y, alpha):
     (*batch, n, p), count = y.shape, math.prod(y.shape[:-2])
     largest = max(1, min(count, 2**20 // max(n * p, 1)))  # 4 MB of tokens
     piece = next(size for size in range(largest, 0, -1) if count % size == 0)
-    pieces = (y.reshape(-1, piece, n, p), alpha.reshape(-1, piece, 1))
+    pieces = (y.reshape(-1, piece, n, p), *(x.reshape(-1, piece, 1) for x in alpha))
     return lax.map(lambda operands: _unit_rates(*operands), pieces).reshape(batch)
 
 
-def _unit_rates_of_a_device(y, alpha):
-    return (lax.platform_dependent(y, alpha, cpu=_unit_rates_in_pieces, default=_unit_rates),)
+def _unit_rates_of_a_device(y, *alpha):
+    return (lax.platform_dependent(y, *alpha, cpu=_unit_rates_in_pieces, default=_unit_rates),)
 
 
-_UNIT_RATES = batchwise(_unit_rates_of_a_device, "... n p, ... a -> ...")
+_UNIT_RATES = batchwise(_unit_rates_of_a_device, "... n p, ... a, ... b -> ...")
 
 
 @jax.custom_jvp
-def _unit_rates_by_device(y, alpha):
-    return _UNIT_RATES(y, alpha)[0]
+def _unit_rates_by_device(y, mantissa, power):
+    return _UNIT_RATES(y, mantissa, power)[0]
 
 
 @_unit_rates_by_device.defjvp
 def _(primals, tangents):
-    # <αX, dV> + ½<X, V>dα with X = V(I + αVᵀV)⁻¹: autodiff of Cholesky takes many times as long.
-    (y, alpha), (dy, dalpha) = primals, tangents
-    v, dv = jax.jvp(_unit_tokens, (y,), (dy,))
-    delta, factor, _ = cholesky_pivots(v, alpha)
-    eye = jnp.broadcast_to(jnp.eye(v.shape[-1], dtype=v.dtype), factor.shape)
-    inverse = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
-    solved = jnp.einsum("...ki,...kj->...ij", inverse, inverse, precision=HIGHEST)
-    x = jnp.matmul(v, solved, precision=HIGHEST)
-    slope = x * (alpha[..., None] * dv + 0.5 * dalpha[..., None] * v)
-    return sum_of_logs(jnp.log1p(delta)), jnp.sum(slope, axis=(-2, -1))
+    def whole(y, *alpha):
+        return half_logdet(Operands(_unit_tokens(y), Scale(*alpha)))
+
+    return jax.jvp(whole, primals, tangents)
 
 
 @jax.jit
 def _released_rate(y, eps_sq):
-    alpha = jnp.full((*y.shape[:-2], 1), y.shape[-1] / (y.shape[-2] * eps_sq), jnp.float32)
-    return jnp.sum(_unit_rates_by_device(y, alpha), axis=-1)
+    if 0 in y.shape:
+        return jnp.zeros(y.shape[:-3], jnp.float32)
+    alpha = quotient(y.shape[-1], jnp.full((*y.shape[:-2], 1), y.shape[-2], jnp.float32), eps_sq)
+    return jnp.sum(_unit_rates_by_device(y, *alpha), axis=-1)
 
 
+@everywhere
 def released_coding_rate(projections, *, eps_sq=0.01):
     """The layer-wise metric of the released CRATE code: Σ_k ½ logdet(I + p/(n ε²) V_kᵀV_k), V_k unit-norm
     tokens.
@@ -225,13 +258,12 @@ def released_coding_rate(projections, *, eps_sq=0.01):
 
     Args:
       projections: `[..., k, n, p]`, tokens projected on each head's subspace.
-      eps_sq: ε², at least 1e-5 p, where plain Cholesky cannot break down (released: 0.01, passed as `eps`).
+      eps_sq: ε², at least 1e-5 p (released: 0.01, passed as `eps`).
 
     Returns:
       `[...]` fp32, nats, one value per sample, at most (k p/2) log(1 + 1/ε²). See `mean_and_std` for the
-      batch. Relative error about 1e-7 on spread tokens; at most 3e-4 was measured where the tokens of every
-      head coincide (n = 197, p = 64): there Σ_k `coding_rate` of the unit-norm tokens is right, but slow. A
-      zero token counts as zero (the released code divides by its norm and returns nan).
+      batch. Accuracy as for `coding_rate`, whatever the length of the tokens. A zero token counts as zero (the
+      released code divides by its norm and returns nan).
 
     Raises:
       ValueError: projections of another rank or dtype, eps_sq < 1e-5 p.
@@ -249,9 +281,10 @@ def released_coding_rate(projections, *, eps_sq=0.01):
         raise ValueError(
             f"eps_sq: {eps_sq} was given; at least {1e-5 * p:.3g} (1e-5 times p = {p}) is accepted"
         )
-    return _released_rate(projections.astype(jnp.float32), eps_sq)
+    return _released_rate(projections.astype(jnp.float32), split(eps_sq))
 
 
+@everywhere
 def mean_and_std(values):
     """Mean and standard deviation over the batch: Σv/b and (Σ(v − mean)²/(b − 1))^½, as the released metric
     reports.

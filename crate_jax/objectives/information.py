@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax.objectives import arguments
+from crate_jax.objectives.partition import everywhere
 
 
+@everywhere
 def entropy(probabilities):
     """Entropy: H(p) = −Σ p log p over the last axis, with 0 log 0 = 0.
 
@@ -17,7 +19,7 @@ def entropy(probabilities):
         checked).
 
     Returns:
-      `[...]` fp32, nats, in [0, log m].
+      `[...]` fp32, nats, in [0, log m]. The slope at p = 0, truly infinite, counts as 0.
 
     Raises:
       ValueError: a non-floating dtype, no axis, negative entries, or a sum other than one.
@@ -34,6 +36,7 @@ def entropy(probabilities):
     return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0), axis=-1)
 
 
+@everywhere
 def cross_entropy(logits, labels):
     """Cross-entropy, the code length of what happened: −log softmax(logits)[label].
 
@@ -63,6 +66,7 @@ def cross_entropy(logits, labels):
     return -jnp.take_along_axis(logs, labels[..., None], axis=-1)[..., 0]
 
 
+@everywhere
 def excess(code_length, floor):
     """Excess over a floor: L − H, what a code spends above the entropy of its source, in the unit of both
     arguments.
@@ -87,6 +91,7 @@ def excess(code_length, floor):
     return jnp.asarray(code_length, jnp.float32) - jnp.asarray(floor, jnp.float32)
 
 
+@everywhere
 def nats_to_bits(nats):
     """Bits: nats / log 2.
 

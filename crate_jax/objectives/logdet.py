@@ -1,64 +1,70 @@
 """The one hard number behind every coding rate: ½ logdet(I + αYᵀY), right in fp32 for any scale and rank.
 
-Cholesky of the smaller Gram matrix where its own inverse says that it is accurate; elsewhere the columns of
-Y are orthogonalised with twice the digits (`twofloat`). The choice is made where the data is: under sharding
-every device looks at its own samples, so no collective is needed; under vmap a batch stays a batch, so only
-one of the two runs.
+Three ways, the cheapest first, each with a bound of its own on the rounding it leaves:
+
+- Cholesky of the smaller Gram matrix, which squares the condition number: right while that stays below about 10³.
+- Cholesky twice, of the Gram matrix and of what the first factor makes of the columns. Only Y itself is rounded then,
+  so the condition number counts once. Tokens of trained networks need this much and no more.
+- Columns orthogonalised with twice the digits (`twofloat`), dozens of times slower: columns that depend on each other,
+  at large norms.
+
+The choice is made where the data is: under sharding each device looks at its own samples, so no collective is needed;
+under vmap a batch stays a batch, so only one of the ways is run.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
 from crate_jax.objectives import twofloat
+from crate_jax.objectives.partition import batchwise
+from crate_jax.objectives.powers import Scale, exponent, largest_exponent, shift
 
 HIGHEST = lax.Precision.HIGHEST
 
+# How far rounding may go: limits of the value's and of the gradient's bound, as measured on the tokens of
+# tests/objectives and of trained networks. Cholesky: the value's relative error stayed below 16 · 2⁻²⁴ times its bound,
+# the gradient's below 40 · 2⁻²⁴ times its own. Cholesky twice: below 2⁻²⁴ and 0.02 · 2⁻²⁴ times them, where the bounds
+# are large.
+CHOLESKY = (50.0, 200.0)
+TWICE = (300.0, 4e5)
+
 
 class Operands(NamedTuple):
-    """Y = z, or Y_k = z U_k where bases are given; α beside it, because scaling the entries would round
-    them.
+    """Y = z, or Y_k = z U_k where bases are given, and α beside it, because scaling the entries would round them.
 
-    z `[..., n, m]`; alpha `[..., 1]`; bases `[k, m, p]` or None. With `group` `[..., m]` (labels of the
-    columns) the Gram matrix keeps only the products within a group, which makes one block-diagonal
-    determinant of all groups; alpha and weight are then `[..., m]`, equal within a group, and each group's
-    term is multiplied by its weight.
+    z `[..., n, m]`; alpha `[..., 1]`; bases `[k, m, p]` or None. With `group` `[..., m]` (labels of the columns) the Gram
+    matrix keeps only the products within a group, which makes one block-diagonal determinant of all groups; alpha and
+    weight are then `[..., m]`, equal within a group, and each group's term is multiplied by its weight.
     """
 
     z: jax.Array
-    alpha: jax.Array
+    alpha: Scale
     bases: jax.Array | None = None
     group: jax.Array | None = None
     weight: jax.Array | None = None
 
 
+class _Columns(NamedTuple):
+    """I + αYᵀY = C (D² + a SᵀS) C for D = C⁻¹ = diag(2^-k), which brings the largest entry of every column to order
+    one: the columns S `[..., r, m]`, a `[..., 1 or m]`, k and the power s of S_j = 2^s_j Y_j `[..., m]`, a mask of the
+    products that count (or None), and a bound on the columns' own rounding errors in units of 2⁻²⁴."""
+
+    s: jax.Array
+    a: jax.Array
+    k: jax.Array
+    power: jax.Array
+    within: jax.Array | None
+    rounding: jax.Array
+
+
 def project(z, bases):
     """Y: z itself, or z U_k `[..., k, n, p]`."""
     return z if bases is None else jnp.einsum("...nd,kdp->...knp", z, bases, precision=HIGHEST)
-
-
-def cholesky_pivots(y, alpha, group=None):
-    """δ `[..., m]` with logdet(I + αYᵀY) = Σ log1p(δ), the Cholesky factor, and the diagonal of αYᵀY.
-
-    The pivots are 1 + δ; δ is formed without the 1, so that tiny tokens keep their digits.
-    """
-    gram = alpha[..., None] * jnp.einsum("...ri,...rj->...ij", y, y, precision=HIGHEST)
-    if group is not None:
-        gram = jnp.where(group[..., :, None] == group[..., None, :], gram, 0.0)
-    factor = lax.linalg.cholesky(gram + jnp.eye(gram.shape[-1], dtype=gram.dtype), symmetrize_input=False)
-    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
-    return diagonal - jnp.sum(jnp.tril(factor, -1) ** 2, axis=-1), factor, diagonal
-
-
-def sum_of_logs(logs):
-    """½ Σ over the last axis, exact but for the last rounding: hundreds of terms cost digits otherwise."""
-    return 0.5 * twofloat.total(logs[..., None], jnp.zeros_like(logs)[..., None])[..., 0]
 
 
 def _transpose(x):
@@ -69,128 +75,216 @@ def _norm(x):
     return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1)))
 
 
-def _compute(ratio, operands):
-    """The value and, where `ratio` is asked for, X = Y (I + αYᵀY)⁻¹, of which α times is the gradient."""
-    z, alpha, bases, group, weight = operands
+def _eye(like):
+    return jnp.broadcast_to(jnp.eye(like.shape[-1], dtype=jnp.float32), like.shape)
+
+
+def _is_wide(y, group):
+    return group is None and y.shape[-1] > y.shape[-2]
+
+
+def _columns(operands):
+    z, (a, q), bases, group, _ = operands
     y = project(z, bases)
-    wide = group is None and y.shape[-1] > y.shape[-2]
-    orient = _transpose if wide else lambda x: x
-    y = orient(y)
-    alpha = alpha if bases is None else alpha[..., None, :]
-    m = y.shape[-1]
+    wide = _is_wide(y, group)
+    if bases is None:
+        rounding = None
+    else:
+        # A projection is as exact as its tokens and bases are long, however short it is itself.
+        a, q = a[..., None, :], q[..., None, :]
+        tokens, axes = jnp.sum(z**2, axis=-1), jnp.sum(bases**2, axis=-2)
+        rounding = tokens[..., None, :] if wide else jnp.sum(tokens, axis=-1)[..., None, None] * axes
+    y = _transpose(y) if wide else y
+    k = jnp.maximum(largest_exponent(y, -2)[..., 0, :] + q, 0.0)
+    power = q - k
+    s = shift(y, power[..., None, :])
+    if rounding is None:
+        rounding = jnp.sqrt(jnp.sum(s**2, axis=-2))
+    else:
+        rounding = shift(jnp.sqrt(jnp.broadcast_to(rounding, k.shape)), power)
+    within = None if group is None else group[..., :, None] == group[..., None, :]
+    return _Columns(s, a, k, power, within, rounding)
 
-    def value(delta):
-        logs = jnp.log1p(delta)
-        return sum_of_logs(logs if weight is None else weight * logs)
 
-    delta, factor, diagonal = cholesky_pivots(y, alpha, group)
-    eye = jnp.broadcast_to(jnp.eye(m, dtype=jnp.float32), factor.shape)
-    inverse = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
-    # Rounding changes A = I + αYᵀY by about 2⁻²⁴ of its diagonal, hence logdet by that times the sum of
-    # a_jj (A⁻¹)_jj, the variance inflation factors. The constants are measured: over full-rank, low-rank,
-    # graded, Kahan and nearly equal columns the value's error stayed below 16 times that.
-    inflation = diagonal * jnp.sum(inverse**2, axis=-2)
-    trusted = jnp.sum(inflation, axis=-1) <= 100 * 0.5 * jnp.sum(jnp.log1p(delta), axis=-1)
-    solved = jnp.einsum("...ki,...kj->...ij", inverse, inverse, precision=HIGHEST) if ratio else None
-    x = jnp.matmul(y, solved, precision=HIGHEST) if ratio else None
-    if ratio:
-        # The change of X is X E A⁻¹ with e_ij about 2⁻²⁴ of the root of a_ii a_jj. Its norm, measured over the
-        # same columns, stayed below 40 times 2⁻²⁴ of this product, and reached that where all columns are equal.
-        root = jnp.sqrt(diagonal)
-        change = _norm(x * root[..., None, :]) * _norm(root[..., :, None] * solved)
-        trusted &= change <= 100 * _norm(x)
+def _oriented(y, columns):
+    """A projection shaped and scaled as the columns are."""
+    y = _transpose(y) if _is_wide(y, columns.within) else y
+    return shift(y, columns.power[..., None, :])
 
-    def by_cholesky():
-        return (value(delta), orient(x)) if ratio else (value(delta),)
 
-    def by_orthogonalisation():
-        pair = (y, twofloat.zeros(y.shape, y)) if bases is None else map(orient, twofloat.project(z, bases))
-        v, w = twofloat.orthogonalise(*pair, alpha, group)
-        delta = jnp.sum((v - eye) ** 2, axis=-2) + alpha * jnp.sum(w**2, axis=-2)
+def _gram(columns, s):
+    gram = columns.a[..., None] * jnp.einsum("...ri,...rj->...ij", s, s, precision=HIGHEST)
+    return gram if columns.within is None else jnp.where(columns.within, gram, 0.0)
+
+
+def _inverse(factor):
+    return lax.linalg.triangular_solve(factor, _eye(factor), left_side=True, lower=True)
+
+
+def log1p(delta, k, rest=0.0):
+    """log(1 + rest + 4^k δ), also where 4^k δ overflows."""
+    beyond = (delta > 0) & (exponent(delta) + 2 * k > 100)
+    power = jnp.where(delta > 0, 2 * k, jnp.minimum(2 * k, 100))  # 0 · ∞ has no place in a derivative
+    small = jnp.log1p(rest + shift(jnp.where(beyond, 0.0, delta), power))
+    return jnp.where(beyond, jnp.log(jnp.where(beyond, delta, 1.0)) + 2 * math.log(2) * k, small)
+
+
+def _half_sum(logs, weight):
+    """½ Σ over the last axis, exact but for the last rounding: hundreds of terms cost digits otherwise."""
+    logs = logs if weight is None else weight * logs
+    return 0.5 * twofloat.total(logs[..., None], jnp.zeros_like(logs)[..., None])[..., 0]
+
+
+def _relative(columns):
+    """2^s_j, the factor from S's derivative to Y's, over its largest."""
+    return shift(jnp.ones_like(columns.power), columns.power - jnp.max(columns.power, axis=-1, keepdims=True))
+
+
+def _cholesky(ratio, columns, weight):
+    """Value, X = S(D² + a SᵀS)⁻¹ where `ratio` asks for it, whether both can be trusted, and the factor."""
+    gram = _gram(columns, columns.s)
+    unit = shift(jnp.ones_like(columns.k), -2 * columns.k)
+    factor = lax.linalg.cholesky(gram + unit[..., None] * _eye(gram), symmetrize_input=False)
+    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    # The pivots are D² + δ; δ is formed without D², so that tiny tokens keep their digits.
+    logs = log1p(diagonal - jnp.sum(jnp.tril(factor, -1) ** 2, axis=-1), columns.k)
+    value = _half_sum(logs, weight)
+    plain = 0.5 * jnp.sum(logs, axis=-1)
+    if not ratio:
+        # Rounding changes A by about 2⁻²⁴ of its diagonal, hence logdet by that times Σ a_jj (A⁻¹)_jj, the variance
+        # inflation factors; and (A⁻¹)_jj ≤ 1/D_j², which costs nothing to know.
+        return value, None, jnp.sum(shift(diagonal, 2 * columns.k), axis=-1) <= CHOLESKY[0] * plain, factor
+    inverse = _inverse(factor)
+    trusted = jnp.sum(diagonal * jnp.sum(inverse**2, axis=-2), axis=-1) <= CHOLESKY[0] * plain
+    solved = jnp.einsum("...ki,...kj->...ij", inverse, inverse, precision=HIGHEST)
+    x = jnp.matmul(columns.s, solved, precision=HIGHEST)
+    # X changes by X E A⁻¹, e_ij about 2⁻²⁴ of the root of a_ii a_jj.
+    root, scale = jnp.sqrt(diagonal), _relative(columns)
+    change = _norm(x * root[..., None, :]) * _norm(root[..., :, None] * solved * scale[..., None, :])
+    return value, x, trusted & (change <= CHOLESKY[1] * _norm(x * scale[..., None, :])), factor
+
+
+def _cholesky_twice(ratio, columns, operands, factor):
+    """The same from Q = S L⁻ᵀ, whose columns are nearly orthonormal: a second factor mends the rounding of L.
+
+    Q takes 31 bits: along what S sends to (almost) zero it is a small difference of large numbers.
+    """
+    inverse = _inverse(factor)
+    top = shift(_transpose(inverse), -columns.k[..., :, None])
+    if operands.bases is None:
+        body = sum(twofloat.product(columns.s, inverse))
+    else:
+        hi, lo = (_oriented(x, columns) for x in twofloat.project(operands.z, operands.bases))
+        body, rest = twofloat.product(hi, inverse)
+        body = body + (rest + jnp.matmul(lo, _transpose(inverse), precision=HIGHEST))
+    near = _gram(columns, body) + jnp.einsum("...ki,...kj->...ij", top, top, precision=HIGHEST)
+    second = lax.linalg.cholesky(near, symmetrize_input=False)
+    pivots = jnp.diagonal(factor, axis1=-2, axis2=-1), jnp.diagonal(second, axis1=-2, axis2=-1)
+    logs = 2 * (jnp.log(pivots[0]) + math.log(2) * columns.k + jnp.log(pivots[1]))
+    value = _half_sum(logs, operands.weight)
+    back = _inverse(second)
+    mended = jnp.matmul(jnp.matmul(_transpose(back), back, precision=HIGHEST), inverse, precision=HIGHEST)
+    x = jnp.matmul(body, mended, precision=HIGHEST)
+    # A column of S changes by 2⁻²⁴ of its rounding, the value by <aX, that>, X by about that times A⁻¹.
+    a, scale, rounding = columns.a, _relative(columns), columns.rounding
+    moved = jnp.sum(rounding * a * jnp.sqrt(jnp.sum(x**2, axis=-2)), axis=-1)
+    trusted = moved <= TWICE[0] * 0.5 * jnp.sum(logs, axis=-1)
+    if not ratio:
+        return value, None, trusted
+    change = _norm(inverse * rounding[..., None, :]) * _norm(inverse * scale[..., None, :])
+    return value, x, trusted & (change <= TWICE[1] * _norm(x * scale[..., None, :]))
+
+
+def _orthogonalised(columns, operands):
+    """The same with twice the digits, whatever the columns are."""
+    z, _, bases, _, weight = operands
+    if bases is None:
+        pair = columns.s, twofloat.zeros(columns.s.shape, columns.s)
+    else:
+        pair = (_oriented(x, columns) for x in twofloat.project_exactly(z, bases))
+    # Powers of two relative to the least of a group: V's part of a product then never vanishes for all columns.
+    same = True if columns.within is None else columns.within
+    least = jnp.min(jnp.where(same, columns.k[..., None, :], jnp.inf), axis=-1)
+    v, w, depends = twofloat.orthogonalise(*pair, columns.a, columns.k, least, columns.within)
+    size = columns.a * jnp.sum(w**2, axis=-2)
+    off = shift(v - _eye(v), columns.k[..., None, :] - columns.k[..., :, None])
+    logs = log1p(size, columns.k, jnp.sum(jnp.clip(off, -1e15, 1e15) ** 2, axis=-2))
+    value = _half_sum(logs, weight)
+    # W/pivot: the pivot is size + 4^-k (1 + …).
+    pivot = size + shift(1 + jnp.sum(jnp.clip(off, -1e15, 1e15) ** 2, axis=-2), -2 * columns.k)
+    scaled = w / jnp.where(pivot > 0, pivot, 1.0)[..., None, :]
+    x = jnp.einsum("...rk,...jk->...rj", scaled, v, precision=HIGHEST)
+    # X's rows are orthogonal to what Y sends to zero, which the rounding of W hides.
+    null = jnp.where(depends[..., None, :], shift(v, least[..., None] - columns.k[..., :, None]), 0.0)
+    null = null / jnp.maximum(jnp.sqrt(jnp.sum(null**2, axis=-2, keepdims=True)), 1e-18)
+    height = shift(jnp.ones_like(columns.k), least - columns.k)[..., None, :]
+    for _ in range(2):
+        along = jnp.matmul(x * height, null, precision=HIGHEST)
+        part = jnp.matmul(along, _transpose(null), precision=HIGHEST)
+        x = x - jnp.where(height > 0, part / jnp.where(height > 0, height, 1.0), 0.0)
+    return value, x
+
+
+def value_and_slope(ratio, operands):
+    """The value and, where `ratio` is asked for, G = αY (I + αYᵀY)⁻¹, its derivative by Y (for one group's weight)."""
+    columns = _columns(operands)
+    weight = operands.weight
+    wide = columns.s.shape != jax.eval_shape(project, operands.z, operands.bases).shape
+
+    def result(value, x):
         if not ratio:
-            return (value(delta),)
-        scaled = w / (1 + delta)[..., None, :]
-        return value(delta), orient(jnp.einsum("...rk,...jk->...rj", scaled, v, precision=HIGHEST))
+            return (value,)
+        slope = shift(columns.a[..., None, :] * x, columns.power[..., None, :])
+        return value, _transpose(slope) if wide else slope
 
-    return lax.cond(jnp.all(trusted), by_cholesky, by_orthogonalisation)
-
-
-def batchwise(compute, rule):
-    """`compute` on leading batch axes as one operation for vmap, and for sharding of the axes before the
-    matrices."""
-    local = custom_partitioning(compute)
-
-    def partition(mesh, operands, results):
-        # Only the batch axes (and the subspaces, the k of bases) stay sharded: a device needs whole
-        # matrices.
-        batch = results[0].sharding.spec
-        subspaces = len(operands) == 3 and len(operands[1].shape) == 3
-
-        def whole(array, spec):
-            return NamedSharding(mesh, PartitionSpec(*spec, *[None] * (len(array.shape) - len(spec))))
-
-        outer = batch[: len(operands[0].shape) - 2]
-        specs = [outer] * len(operands)
-        if subspaces:
-            specs[1] = batch[len(outer) :]
-        return (
-            mesh,
-            compute,
-            tuple(whole(array, batch) for array in results),
-            tuple(whole(array, spec) for array, spec in zip(operands, specs, strict=True)),
+    def either(trusted, first, second):
+        """Each sample's own choice, so that a result does not depend on the rest of the batch."""
+        return tuple(
+            a
+            if a is None
+            else jnp.where(trusted.reshape(trusted.shape + (1,) * (a.ndim - trusted.ndim)), a, b)
+            for a, b in zip(first, second, strict=True)
         )
 
-    local.def_partition(partition, sharding_rule=rule)
+    value, x, trusted, factor = _cholesky(ratio, columns, weight)
 
-    @custom_vmap
-    def operation(*operands):
-        return local(*operands)
+    def otherwise():
+        value_twice, x_twice, mended = _cholesky_twice(ratio, columns, operands, factor)
+        better = either(trusted, (value, x), (value_twice, x_twice))
+        good = trusted | mended
 
-    @operation.def_vmap
-    def _(size, batched, *operands):
-        if len(operands) == 3 and operands[1].ndim - batched[1] == 3 and batched[1]:
-            # Bases that differ along the mapped axis are no batch of the same operation: one after the
-            # other.
-            def one(mapped):
-                filled = iter(mapped)
-                return operation(*(next(filled) if b else x for b, x in zip(batched, operands, strict=True)))
+        def exactly():
+            return result(*either(good, better, _orthogonalised(columns, operands)))
 
-            results = lax.map(one, tuple(x for b, x in zip(batched, operands, strict=True) if b))
-        else:
-            shared = [len(operands) == 3 and i == 1 for i in range(len(operands))]
-            results = operation(
-                *(
-                    x if b or s else jnp.broadcast_to(x, (size, *x.shape))
-                    for x, b, s in zip(operands, batched, shared, strict=True)
-                )
-            )
-        return results, (True,) * len(results)
+        return lax.cond(jnp.all(good), lambda: result(*better), exactly)
 
-    return operation
+    return lax.cond(jnp.all(trusted), lambda: result(value, x), otherwise)
 
 
 def _dispatch():
-    """The operation for each kind of operands, for the value alone and for the value with X."""
+    """The operation for each kind of operands, for the value alone and for the value with its derivative."""
 
-    def plain(ratio, z, alpha):
-        return _compute(ratio, Operands(z, alpha))
+    def plain(ratio, z, *alpha):
+        return value_and_slope(ratio, Operands(z, Scale(*alpha)))
 
-    def subspaces(ratio, z, bases, alpha):
-        return _compute(ratio, Operands(z, alpha, bases))
+    def subspaces(ratio, z, bases, *alpha):
+        return value_and_slope(ratio, Operands(z, Scale(*alpha), bases))
 
-    def groups(ratio, z, alpha, group, weight):
-        return _compute(ratio, Operands(z, alpha, None, group, weight))
+    def groups(ratio, z, mantissa, power, group, weight):
+        return value_and_slope(ratio, Operands(z, Scale(mantissa, power), None, group, weight))
 
     rules = {
-        plain: ("... n m, ... a", "...", "... n m"),
-        subspaces: ("... n d, k d p, ... a", "... k", "... k n p"),
-        groups: ("... r m, ... m, ... m, ... m", "...", "... r m"),
+        plain: ("... n m, ... a, ... b", "...", "... n m"),
+        subspaces: ("... n d, k d p, ... a, ... b", "... k", "... k n p"),
+        groups: ("... r m, ... m, ... m, ... m, ... m", "...", "... r m"),
     }
     return {
         (kind.__name__, ratio): batchwise(
-            functools.partial(kind, ratio), f"{given} -> {value}, {x}" if ratio else f"{given} -> {value}"
+            functools.partial(kind, ratio),
+            f"{given} -> {value}, {slope}" if ratio else f"{given} -> {value}",
+            shared=1 if kind is subspaces else None,
         )
-        for kind, (given, value, x) in rules.items()
+        for kind, (given, value, slope) in rules.items()
         for ratio in (False, True)
     }
 
@@ -201,19 +295,34 @@ _OPERATIONS = _dispatch()
 def _run(ratio, operands):
     z, alpha, bases, group, weight = operands
     if bases is not None:
-        return _OPERATIONS["subspaces", ratio](z, bases, alpha)
+        return _OPERATIONS["subspaces", ratio](z, bases, *alpha)
     if group is not None:
-        return _OPERATIONS["groups", ratio](z, alpha, group, weight)
-    return _OPERATIONS["plain", ratio](z, alpha)
+        return _OPERATIONS["groups", ratio](z, *alpha, group, weight)
+    return _OPERATIONS["plain", ratio](z, *alpha)
 
 
 @jax.jit
 def half_logdet(operands):
     """½ logdet(I + αYᵀY) per sample `[...]`, per subspace `[..., k]` where bases are given.
 
-    Closed-form derivative <αX, dY> + ½<X, Y>dα with X = Y(I + αYᵀY)⁻¹, itself differentiable to any order.
+    Closed-form derivative <G, dY> + ½<G, Y>dα/α with G = αY(I + αYᵀY)⁻¹, itself differentiable to any order.
     """
-    return _half_logdet(operands)
+    z, bases = operands.z, operands.bases
+    shape = z.shape[:-2] if bases is None else (*z.shape[:-2], bases.shape[0])
+    if 0 in z.shape or (bases is not None and 0 in bases.shape):
+        return jnp.zeros(shape, jnp.float32)
+    return _half_logdet(normalised(operands))
+
+
+def normalised(operands):
+    """The same with the largest entry of every sample (and of every basis) of order one, its scale moved into α."""
+    z, (a, q), bases, group, weight = operands
+    height = largest_exponent(z, (-2, -1))
+    q = q + height[..., 0]
+    if bases is not None:
+        own = largest_exponent(bases, None)
+        bases, q = shift(bases, -own), q + own.reshape(())
+    return Operands(shift(z, -height), Scale(a, q), bases, group, weight)
 
 
 @jax.custom_jvp
@@ -223,39 +332,41 @@ def _half_logdet(operands):
 
 @_half_logdet.defjvp
 def _(primals, tangents):
-    (value, _), (tangent, _) = _value_and_ratio_jvp(primals, tangents)
+    (value, _), (tangent, _) = _value_and_slope_jvp(primals, tangents)
     return value, tangent
 
 
 @jax.custom_jvp
-def value_and_ratio(operands):
-    """The value and X = Y(I + αYᵀY)⁻¹, shaped as Y."""
+def _value_and_slope(operands):
+    """The value and G, shaped as Y."""
     return _run(True, operands)
 
 
-@value_and_ratio.defjvp
-def _value_and_ratio_jvp(primals, tangents):
-    ((z, alpha, bases, group, weight),), ((dz, dalpha, dbases, *_),) = primals, tangents
-    value, x = value_and_ratio(*primals)
+@_value_and_slope.defjvp
+def _value_and_slope_jvp(primals, tangents):
+    ((z, (a, q), bases, group, weight),), ((dz, (da, _), dbases, *_),) = primals, tangents
+    value, slope = _value_and_slope(*primals)
     if bases is None:
         y, dy = z, dz
-        alpha, dalpha = alpha[..., None, :], dalpha[..., None, :]
+        a, q, da = a[..., None, :], q[..., None, :], da[..., None, :]
     else:
         y, dy = jax.jvp(project, (z, bases), (dz, dbases))
-        alpha, dalpha = alpha[..., None, None, :], dalpha[..., None, None, :]
-    slope = x * (alpha * dy + 0.5 * dalpha * y)
-    tangent = jnp.sum(slope if weight is None else weight[..., None, :] * slope, axis=(-2, -1))
+        a, q, da = a[..., None, None, :], q[..., None, None, :], da[..., None, None, :]
+    moved = slope * (dy + 0.5 * (da / a) * y)
+    tangent = jnp.sum(moved if weight is None else weight[..., None, :] * moved, axis=(-2, -1))
 
-    orient = _transpose if group is None and y.shape[-1] > y.shape[-2] else lambda x: x
-    y, dy, columns = orient(y), orient(dy), orient(x)
+    orient = _transpose if _is_wide(y, group) else lambda x: x
+    y, dy, columns = orient(y), orient(dy), orient(slope)
     within = 1.0 if group is None else (group[..., :, None] == group[..., None, :]).astype(jnp.float32)
 
     def gram(a, b):
         return within * jnp.matmul(_transpose(a), b, precision=HIGHEST)
 
-    # A⁻¹ = I − αYᵀX, and dX = (dY − X dA) A⁻¹ with dA the change of I + αYᵀY.
+    # A⁻¹ = I − YᵀG, and dG = (d(αY) − G dA) A⁻¹ with dA the change of A = I + αYᵀY.
+    alpha = shift(a, 2 * q)
+    change = da / a * alpha
     half = gram(dy, y)
-    change = alpha * (half + _transpose(half)) + dalpha * gram(y, y)
-    dx = dy - jnp.matmul(columns, change, precision=HIGHEST)
-    dx = dx - jnp.matmul(dx, alpha * gram(y, columns), precision=HIGHEST)
-    return (value, x), (tangent, orient(dx))
+    grown = alpha * (half + _transpose(half)) + change * gram(y, y)
+    dslope = alpha * dy + change * y - jnp.matmul(columns, grown, precision=HIGHEST)
+    dslope = dslope - jnp.matmul(dslope, gram(y, columns), precision=HIGHEST)
+    return (value, slope), (tangent, orient(dslope))

@@ -11,11 +11,16 @@ from jax import lax
 
 from crate_jax.objectives import arguments
 from crate_jax.objectives.coding_rate import class_coding_rate, coding_rate, subspace_coding_rate
+from crate_jax.objectives.logdet import log1p
+from crate_jax.objectives.moments import moment_residual
+from crate_jax.objectives.partition import everywhere
+from crate_jax.objectives.powers import largest_exponent, quotient, shift
 from crate_jax.objectives.sparsity import l1_norm
 
 HIGHEST = lax.Precision.HIGHEST
 
 
+@everywhere
 def rate_reduction(z, membership, *, eps_sq, mask=None):
     """Rate reduction of MCR², to be maximised: ΔR(Z, Π) = R(Z) − R_c(Z | Π).
 
@@ -41,6 +46,7 @@ def rate_reduction(z, membership, *, eps_sq, mask=None):
     )
 
 
+@everywhere
 def sparse_rate_reduction(z, bases, *, eps_sq, penalty, mask=None):
     """Sparse rate reduction of CRATE, to be maximised: R(Z) − R^c(Z; U) − λ‖Z‖₀.
 
@@ -69,6 +75,7 @@ def sparse_rate_reduction(z, bases, *, eps_sq, penalty, mask=None):
     return _rate_gap(z, bases, eps_sq, mask) - penalty * count
 
 
+@everywhere
 def sparse_rate_reduction_l1(z, bases, *, eps_sq, penalty, mask=None):
     """Sparse rate reduction with its convex surrogate, to be maximised: R(Z) − R^c(Z; U) − λ‖Z‖₁.
 
@@ -94,6 +101,7 @@ def _rate_gap(z, bases, eps_sq, mask):
     return coding_rate(z, eps_sq=eps_sq, mask=mask) - subspace_coding_rate(z, bases, eps_sq=eps_sq, mask=mask)
 
 
+@everywhere
 def variational_rate_reduction(z, membership, atoms, spectrum, *, eps_sq, penalty):
     """Variational MCR² (V-MCR²), to be maximised: R(Z) − Σ_j (n_j/2n) Σ_l log(1 + d/(n_j ε²) A_lj) − (λ/2)
     Σ_j ‖ZᵀΠ_jZ − ΓDiag(A_j)Γᵀ‖_F².
@@ -109,7 +117,10 @@ def variational_rate_reduction(z, membership, atoms, spectrum, *, eps_sq, penalt
       eps_sq: ε² > 0. penalty: λ.
 
     Returns:
-      Scalar fp32, nats.
+      Scalar fp32, nats. The residual is formed with twice the digits of fp32 and then squared: within 1e-3 of float64 for
+      token norms from 1 to 100 (measured: n = 1000, d = 16). A norm above 1e9 overflows in the fourth power, truly. By the
+      weights of an empty class the slope of its logarithms, truly infinite where A > 0, is log(1 + d/ε² A)/(2n): that of
+      one token.
 
     Raises:
       ValueError: as for `class_coding_rate`; integer labels; atoms or spectrum that do not fit.
@@ -134,20 +145,16 @@ def variational_rate_reduction(z, membership, atoms, spectrum, *, eps_sq, penalt
     arguments.same_size("spectrum", spectrum, 1, membership.shape[1], "the classes of membership")
     n, d = z.shape
     weights = jnp.asarray(membership, jnp.float32)
-    atoms = atoms / jnp.linalg.norm(atoms, axis=0, keepdims=True)
+    atoms, spectrum = atoms.astype(jnp.float32), spectrum.astype(jnp.float32)
     count = jnp.sum(weights, axis=0)
-    logs = jnp.log1p(d / (jnp.where(count > 0, count, 1.0) * eps_sq) * spectrum)
-    bound = jnp.sum(count / (2 * n) * jnp.sum(logs, axis=0))
-    # ‖M_j − ΓDiag(A_j)Γᵀ‖² expanded, so that no d × d matrix is formed for each of the K classes.
-    within = jnp.square(jnp.matmul(z, z.T, precision=HIGHEST))
-    moments = jnp.sum(weights * jnp.matmul(within, weights, precision=HIGHEST))
-    cross = jnp.matmul(jnp.square(jnp.matmul(z, atoms, precision=HIGHEST)).T, weights, precision=HIGHEST)
-    overlap = jnp.square(jnp.matmul(atoms.T, atoms, precision=HIGHEST))
-    fitted = jnp.sum(spectrum * jnp.matmul(overlap, spectrum, precision=HIGHEST))
-    residual = moments - 2 * jnp.sum(cross * spectrum) + fitted
-    return coding_rate(z, eps_sq=eps_sq) - bound - penalty / 2 * residual
+    # d/(n_j ε²) A_lj as a mantissa and a power of two, so that neither factor leaves fp32's range.
+    mantissa, power = quotient(d, jnp.where(count > 0, count, 1.0), eps_sq)
+    logs = log1p(mantissa * spectrum, jnp.broadcast_to(power, spectrum.shape))
+    bound = jnp.sum(count / (2 * max(n, 1)) * jnp.sum(logs, axis=0))
+    return coding_rate(z, eps_sq=eps_sq) - bound - penalty / 2 * moment_residual(z, weights, atoms, spectrum)
 
 
+@everywhere
 def token_statistics_coding_rate(z, bases, membership, *, eps_sq):
     """Variational compression term of ToST, to be minimised: ½ Σ_k (n_k/n) Σ_i log(1 + d/(n_k ε²)
     (U_kᵀZᵀΠ_kZU_k)_ii).
@@ -161,7 +168,7 @@ def token_statistics_coding_rate(z, bases, membership, *, eps_sq):
       eps_sq: ε² > 0.
 
     Returns:
-      `[...]` fp32, nats, ≥ 0.
+      `[...]` fp32, nats, ≥ 0. By the weights of an empty group the gradient is the one-sided derivative.
 
     Raises:
       ValueError: as for `class_coding_rate` and `subspace_coding_rate`; integer labels; another number of
@@ -183,14 +190,25 @@ def token_statistics_coding_rate(z, bases, membership, *, eps_sq):
     arguments.same_size("membership", membership, -1, bases.shape[0], "the subspaces of bases")
     arguments.positive("eps_sq", eps_sq)
     weights, z = jnp.asarray(membership, jnp.float32), z.astype(jnp.float32)
-    projections = jnp.einsum("...nd,kdp->...nkp", z, bases.astype(jnp.float32), precision=HIGHEST)
-    moments = jnp.einsum("...nk,...nkp->...kp", weights, jnp.square(projections), precision=HIGHEST)
+    # Tokens with a largest entry of order one: their squares neither overflow nor vanish.
+    height = largest_exponent(z, (-2, -1))
+    unit, bases = shift(z, -height), bases.astype(jnp.float32)
+    squares = jnp.square(jnp.einsum("...nd,kdp->...nkp", unit, bases, precision=HIGHEST))
+    moments = jnp.einsum("...nk,...nkp->...kp", weights, squares, precision=HIGHEST)
     count = jnp.sum(weights, axis=-2)
-    scale = z.shape[-1] / (jnp.where(count > 0, count, 1.0) * eps_sq)
-    logs = jnp.sum(jnp.log1p(scale[..., None] * moments), axis=-1)
-    return 0.5 * jnp.sum(count / z.shape[-2] * logs, axis=-1)
+
+    mantissa, power = quotient(z.shape[-1], jnp.where(count > 0, count, 1.0), eps_sq)
+    grown = mantissa[..., None] * moments
+    logs = jnp.sum(log1p(grown, jnp.broadcast_to(power[..., None] + height, grown.shape)), axis=-1)
+    # An empty group that receives the token z: n_k Σ log(1 + d/ε² (u·z)²), for n_k from 0 on.
+    mantissa, power = quotient(z.shape[-1], eps_sq)
+    grown = lax.stop_gradient(mantissa * squares)
+    alone = jnp.sum(log1p(grown, jnp.broadcast_to(power + height[..., None], grown.shape)), axis=-1)
+    first = jnp.sum(weights * alone, axis=-2)
+    return 0.5 * jnp.sum(jnp.where(count > 0, count * logs, first), axis=-1) / max(z.shape[-2], 1)
 
 
+@everywhere
 def simdino_regularizer(z, *, eps_sq=0.05, gamma=1.0, mask=None):
     """Coding-rate regulariser of SimDINO, to be added to a loss that is minimised: −γ ½ logdet(I + d/ε² Γ),
     Γ = ZᵀZ/n.
@@ -219,6 +237,7 @@ def simdino_regularizer(z, *, eps_sq=0.05, gamma=1.0, mask=None):
     return -gamma * coding_rate(z, eps_sq=eps_sq, mask=mask)
 
 
+@everywhere
 def emp_ssl_total_coding_rate(z, *, eps_sq=0.2):
     """Total coding rate of EMP-SSL, to be maximised: (1/v) Σ_i ½ logdet(I + d/(b ε²) Z_iᵀZ_i) over v patches
     of an image.
@@ -242,4 +261,4 @@ def emp_ssl_total_coding_rate(z, *, eps_sq=0.2):
     1.0986
     """
     z = arguments.floating("z", z, "... v b d")
-    return jnp.mean(coding_rate(z, eps_sq=eps_sq), axis=-1)
+    return jnp.sum(coding_rate(z, eps_sq=eps_sq), axis=-1) / max(z.shape[-3], 1)

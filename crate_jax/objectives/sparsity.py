@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from crate_jax.objectives import arguments
+from crate_jax.objectives.partition import everywhere
 
 HIGHEST = lax.Precision.HIGHEST
 
 
+@everywhere
 def nonzero_fraction(z, *, mask=None):
     """Fraction of non-zero entries: ‖Z‖₀/(n d).
 
@@ -34,13 +36,14 @@ def nonzero_fraction(z, *, mask=None):
     0.25
     """
     z = arguments.floating("z", z, "... n d")
-    nonzero = jnp.mean((z != 0).astype(jnp.float32), axis=-1)
+    nonzero = jnp.sum((z != 0).astype(jnp.float32), axis=-1) / max(z.shape[-1], 1)
     if mask is None:
-        return jnp.mean(nonzero, axis=-1)
+        return jnp.sum(nonzero, axis=-1) / max(z.shape[-2], 1)
     mask = jnp.broadcast_to(arguments.token_mask(mask, z), nonzero.shape)
     return jnp.sum(nonzero * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
 
 
+@everywhere
 def l1_norm(z):
     """Sum of absolute values over tokens and features: ‖Z‖₁ = Σ |z|.
 
@@ -63,6 +66,7 @@ def l1_norm(z):
     return jnp.sum(jnp.abs(z.astype(jnp.float32)), axis=(-2, -1))
 
 
+@everywhere
 def hoyer(z):
     """Hoyer's sparseness of each vector: (√d − ‖z‖₁/‖z‖₂)/(√d − 1).
 
@@ -93,6 +97,7 @@ def hoyer(z):
     return jnp.where(size[..., 0] > 0, jnp.clip(sparseness, 0.0, 1.0), 1.0)
 
 
+@everywhere
 def soft_threshold(z, threshold, *, nonnegative=False):
     """Proximal operator of τ‖z‖₁: sign(z) max(|z| − τ, 0); with z ≥ 0 as a constraint: max(z − τ, 0).
 
@@ -128,6 +133,7 @@ def _codes(z, dictionary, target):
     return z, dictionary, target
 
 
+@everywhere
 def lasso(z, dictionary, target, *, penalty):
     """LASSO objective: ½‖X − Z Dᵀ‖_F² + λ‖Z‖₁ (½‖x − Da‖² + λ‖a‖₁ summed over tokens).
 
@@ -155,6 +161,7 @@ def lasso(z, dictionary, target, *, penalty):
     return 0.5 * jnp.sum(residual**2, axis=(-2, -1)) + penalty * l1_norm(z)
 
 
+@everywhere
 def ista_step(z, dictionary, *, step_size, penalty, target=None, nonnegative=True):
     """One proximal gradient step on the LASSO: prox(z + η (X − Z Dᵀ)D), threshold ηλ.
 
@@ -223,6 +230,7 @@ def _iterate(target, dictionary, step_size, penalty, steps, nonnegative, acceler
     return z.astype(target.dtype)
 
 
+@everywhere
 def ista(target, dictionary, *, steps, step_size, penalty, nonnegative=True):
     """Unrolled ISTA from zero: z⁰ = 0, zⁱ⁺¹ = prox(zⁱ + η (X − zⁱDᵀ)D), i < steps.
 
@@ -249,6 +257,7 @@ def ista(target, dictionary, *, steps, step_size, penalty, nonnegative=True):
     return _run(target, dictionary, steps, step_size, penalty, nonnegative, False)
 
 
+@everywhere
 def fista(target, dictionary, *, steps, step_size, penalty, nonnegative=True):
     """Accelerated ISTA from zero: a proximal step from y = zⁱ + ((tᵢ − 1)/tᵢ₊₁)(zⁱ − zⁱ⁻¹), t₁ = 1, tᵢ₊₁ =
     (1 + √(1 + 4tᵢ²))/2.
@@ -276,6 +285,7 @@ def _run(target, dictionary, steps, step_size, penalty, nonnegative, accelerated
     return _iterate(target, dictionary, step_size, penalty, steps, nonnegative, accelerated)
 
 
+@everywhere
 def overcomplete_block(x, dictionary, decoder, *, step_size=0.1, penalty=0.1):
     """The sparsification block of CRATE-α (ODL) without norm and skip: D̂ z², z² two non-negative ISTA steps
     from zero.

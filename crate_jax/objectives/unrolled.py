@@ -12,11 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from crate_jax.objectives import arguments
-from crate_jax.objectives.logdet import Operands, value_and_ratio
+from crate_jax.objectives.coding_rate import subspace_coding_rate
+from crate_jax.objectives.partition import everywhere
+from crate_jax.objectives.powers import largest_exponent, shift
 
 HIGHEST = lax.Precision.HIGHEST
 
 
+@everywhere
 def mssa(z, bases, output=None, *, scale=None, softmax=True, causal=False, mask=None):
     """Multi-head subspace self-attention as released, without the skip: Σ_k softmax(s W_k W_kᵀ) W_k O_k.
 
@@ -61,7 +64,7 @@ def mssa(z, bases, output=None, *, scale=None, softmax=True, causal=False, mask=
     w = jnp.swapaxes(flat.reshape(*z.shape[:-1], heads, p), -3, -2)
     if not softmax and not causal and mask is None:
         gram = jnp.einsum("...ip,...iq->...pq", w, w, preferred_element_type=jnp.float32)
-        mixed = w @ (gram * (scale / z.shape[-2])).astype(z.dtype)
+        mixed = w @ (gram * (scale / max(z.shape[-2], 1))).astype(z.dtype)
         return _join_heads(mixed, output)
     scores = scale * jnp.einsum("...ip,...jp->...ij", w, w, preferred_element_type=jnp.float32)
     allowed = jnp.tril(jnp.ones((z.shape[-2],) * 2, bool)) if causal else None
@@ -88,7 +91,7 @@ def _join_heads(mixed, output):
 def _prepare(z, bases, eps_sq):
     z, bases = arguments.tokens_and_bases(z, bases)
     arguments.positive("eps_sq", eps_sq)
-    return z.astype(jnp.float32), bases.astype(jnp.float32), bases.shape[-1] / (z.shape[-2] * eps_sq)
+    return z.astype(jnp.float32), bases.astype(jnp.float32), bases.shape[-1] / (max(z.shape[-2], 1) * eps_sq)
 
 
 def _back(heads, bases):
@@ -96,13 +99,7 @@ def _back(heads, bases):
     return jnp.einsum("...knp,kdp->...nd", heads, bases, precision=HIGHEST)
 
 
-@jax.jit
-def _descend(z, bases, beta, step_size):
-    alpha = jnp.full((*z.shape[:-2], 1), beta, jnp.float32)
-    _, ratio = value_and_ratio(Operands(z, alpha, bases))
-    return z - step_size * beta * _back(ratio, bases)
-
-
+@everywhere
 def mssa_gradient_step(z, bases, *, step_size, eps_sq):
     """Exact gradient step on the subspace coding rate: Z − κ∇R^c(Z; U), ∇R^c = β Σ_k W_k (I + β W_kᵀW_k)⁻¹
     U_kᵀ.
@@ -123,9 +120,12 @@ def mssa_gradient_step(z, bases, *, step_size, eps_sq):
     >>> round(float(mssa_gradient_step(jnp.eye(4), bases, step_size=0.1, eps_sq=0.5)[0, 0]), 3)
     0.95
     """
-    return _descend(*_prepare(z, bases, eps_sq), step_size)
+    z, bases = arguments.tokens_and_bases(z, bases)
+    slope = jax.grad(lambda z: jnp.sum(subspace_coding_rate(z, bases, eps_sq=eps_sq)))(z.astype(jnp.float32))
+    return z - step_size * slope
 
 
+@everywhere
 def mssa_taylor_step(z, bases, *, step_size, eps_sq):
     """First-order step, before any softmax: Z − κβ Σ_k (W_k − β W_k W_kᵀW_k) U_kᵀ.
 
@@ -147,6 +147,7 @@ def mssa_taylor_step(z, bases, *, step_size, eps_sq):
     return z - step_size * beta * _back(w - beta * jnp.matmul(w, gram, precision=HIGHEST), bases)
 
 
+@everywhere
 def mssa_step(z, bases, *, step_size, eps_sq):
     """Compression step as derived in the paper: (1 − κβ) Z + κβ MSSA(Z), MSSA(Z) = β Σ_k softmax(W_k W_kᵀ)
     W_k U_kᵀ.
@@ -166,6 +167,7 @@ def mssa_step(z, bases, *, step_size, eps_sq):
     return (1 - step_size * beta) * z + step_size * beta**2 * mssa(z, bases, scale=1.0)
 
 
+@everywhere
 def mssa_released_step(z, bases, output=None):
     """Compression step as released, with the skip and without norm and bias: Z + Σ_k softmax(p^-½ W_k W_kᵀ)
     W_k O_k.
@@ -189,6 +191,7 @@ def mssa_released_step(z, bases, output=None):
     >>> mssa_released_step(jnp.eye(4), bases).shape
     (4, 4)
     """
+    z, bases = arguments.tokens_and_bases(z, bases)
     return z + mssa(z, bases, output)
 
 
@@ -200,6 +203,7 @@ class StepAgreement(NamedTuple):
     relative_error: jax.Array
 
 
+@everywhere
 def step_agreement(z, moved, reference):
     """How far one step is from another: cosine, ‖a‖/‖b‖ and ‖a − b‖/‖b‖ of a = moved − Z and b = reference −
     Z.
@@ -233,7 +237,10 @@ def step_agreement(z, moved, reference):
     def norm(x):
         return jnp.sqrt(jnp.sum(x * x, axis=(-2, -1)))
 
-    a, b = steps
+    # Both over their common scale for the ratios, each over its own for the cosine: no square overflows or vanishes.
+    heights = [largest_exponent(step, (-2, -1)) for step in steps]
+    a, b = (shift(step, -height) for step, height in zip(steps, heights, strict=True))
     product = norm(a) * norm(b)
     cosine = jnp.sum(a * b, axis=(-2, -1)) / jnp.where(product > 0, product, 1.0)
+    a = shift(a, jnp.clip(heights[0] - heights[1], -120, 120))
     return StepAgreement(cosine, norm(a) / norm(b), norm(a - b) / norm(b))

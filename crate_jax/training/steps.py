@@ -95,7 +95,8 @@ def make_train_step(
             ema = optax.incremental_update(params, ema, 1 - average(state.step))
         keep = jnp.where(state.step % log_steps == 0, 0.0, 1.0)
         metrics = {"loss": loss, "grad_norm": grad_norm, **metrics}
-        sums = {name: keep * state.sums[name] + value for name, value in metrics.items()}
+        # In float32 whatever a metric is (float64 under jax_enable_x64): the state keeps its types from step to step.
+        sums = {name: keep * state.sums[name] + value.astype(jnp.float32) for name, value in metrics.items()}
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~state.halted
         moved = TrainState(state.step + 1, params, opt_state, ema, sums, state.halted)
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)

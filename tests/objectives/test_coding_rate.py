@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crate_jax import objectives
-from crate_jax.objectives import logdet, twofloat
 
-SCALES = np.array([1e-4, 1e-2, 1.0, 30.0, 1e3, 1e4, 1e6])
+SCALES = np.array([1e-6, 1e-4, 1e-2, 1.0, 30.0, 1e3, 1e4, 1e6, 1e15, 1e25])
 SHAPES = ((50, 20), (8, 40), (200, 8))
 EPS_SQ = 0.1
 
@@ -38,32 +37,10 @@ def test_rate_is_right_at_every_scale_and_rank(kind, n, d):
 @pytest.mark.parametrize("kind", oracles.KINDS)
 def test_gradient_is_right(kind, n, d):
     gradient = jax.jit(jax.grad(lambda z: objectives.coding_rate(z, eps_sq=EPS_SQ)))
-    # Exactly dependent columns: the gradient falls as 1/scale and is below fp32 cancellation beyond 30.
-    singular = kind in ("duplicated columns", "equal tokens")
     for sample, scale in zip(family(kind, n, d), SCALES, strict=True):
-        if singular and scale > 30:
-            assert np.all(np.isfinite(gradient(sample)))
-            continue
         expected = oracles.coding_rate_gradient(sample, EPS_SQ)
-        error = np.linalg.norm(gradient(sample) - expected)
+        error = np.linalg.norm(np.asarray(gradient(sample), np.float64) - expected)
         assert error <= 1e-4 * np.linalg.norm(expected), (scale, error)
-
-
-def test_tokens_in_general_position_stay_with_cholesky(monkeypatch):
-    """The accurate path takes 50 times as long: a gradient takes it where it must, not for Gaussian tokens."""
-    taken, orthogonalise = [], twofloat.orthogonalise
-
-    def spy(*arguments):
-        jax.debug.callback(lambda: taken.append(True))
-        return orthogonalise(*arguments)
-
-    monkeypatch.setattr(twofloat, "orthogonalise", spy)
-    gaussian = jnp.asarray(oracles.tokens("full rank", 65, 96), jnp.float32)
-    for tokens, accurate in ((gaussian, False), (gaussian[:1] * jnp.full((65, 1), 1e3), True)):
-        operands = logdet.Operands(tokens, jnp.full(1, 96 / (65 * 0.5)))
-        jax.block_until_ready(logdet._compute(True, operands))
-        jax.effects_barrier()
-        assert bool(taken) == accurate
 
 
 @pytest.mark.parametrize("kind", oracles.KINDS)
@@ -72,6 +49,18 @@ def test_subspace_rate_is_right_at_every_scale_and_rank(kind):
     bases = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 24, 6)))[0].astype(np.float32)
     rates = [objectives.subspace_coding_rate(sample, bases, eps_sq=EPS_SQ) for sample in z]
     np.testing.assert_allclose(rates, oracles.subspace_coding_rate(z, bases, EPS_SQ), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", oracles.KINDS)
+def test_gradient_of_the_subspace_rate_is_right(kind):
+    bases = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 24, 6)))[0].astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda z: objectives.subspace_coding_rate(z, bases, eps_sq=EPS_SQ)))
+    for sample, scale in zip(family(kind, 40, 24), SCALES, strict=True):
+        expected = 0
+        for basis in np.float64(bases):
+            expected = expected + oracles.coding_rate_gradient(sample @ basis, EPS_SQ) @ basis.T
+        error = np.linalg.norm(np.asarray(gradient(sample), np.float64) - expected)
+        assert error <= 1e-3 * np.linalg.norm(expected), (scale, error)
 
 
 @pytest.mark.parametrize("kind", oracles.KINDS)
@@ -91,38 +80,6 @@ def test_soft_membership():
     for scale in (1e-4, 1.0, 1e3):
         rate = objectives.class_coding_rate((scale * z).astype(np.float32), soft, eps_sq=0.5)
         np.testing.assert_allclose(rate, oracles.class_coding_rate(scale * z, soft, 0.5), rtol=1e-4)
-
-
-def test_cholesky_alone_fails_where_the_rate_does_not():
-    z = (1e4 * oracles.tokens("duplicated columns", 50, 20)).astype(np.float32)
-    delta, _, _ = logdet.cholesky_pivots(jnp.asarray(z), jnp.full((1,), 20 / (50 * EPS_SQ)))
-    assert not np.isfinite(np.log1p(delta).sum())
-    np.testing.assert_allclose(
-        objectives.coding_rate(z, eps_sq=EPS_SQ), oracles.coding_rate(z, EPS_SQ), rtol=1e-5
-    )
-
-
-def test_orthogonalisation_keeps_twice_the_digits():
-    z = oracles.tokens("equal tokens", 30, 8).astype(np.float32) * 1e4
-    v, w = twofloat.orthogonalise(jnp.asarray(z), jnp.zeros_like(z), jnp.ones((1,)))
-    v, w = np.asarray(v, np.float64), np.asarray(w, np.float64)
-    np.testing.assert_array_equal(np.tril(v), np.eye(8))
-    gram = v.T @ v + w.T @ w
-    scale = np.sqrt(np.diag(gram))
-    assert np.abs(gram / np.outer(scale, scale) - np.eye(8)).max() < 1e-5
-
-
-def test_normalised_tokens_take_cholesky(monkeypatch):
-    def failing(hi, lo, alpha, group=None):
-        return jnp.full((hi.shape[-1],) * 2, jnp.nan), jnp.full(hi.shape, jnp.nan)
-
-    monkeypatch.setattr(twofloat, "orthogonalise", failing)
-    alpha = jnp.full((1,), 32 / (197 * 0.01), jnp.float32)
-    for kind, fast in (("full rank", True), ("rank 1", False)):
-        z = oracles.tokens(kind, 197, 32)
-        z = (z / np.linalg.norm(z, axis=-1, keepdims=True)).astype(np.float32)
-        (rate,) = logdet._compute(False, logdet.Operands(jnp.asarray(z), alpha))
-        assert np.isfinite(rate) == fast
 
 
 def test_masks_equal_dropping_the_padding():
@@ -204,11 +161,12 @@ def test_released_metric_of_degenerate_tokens():
     for scale in (1e-4, 1.0, 1e6):
         rate = objectives.released_coding_rate((scale * low[None]).astype(np.float32))
         np.testing.assert_allclose(rate, expected, rtol=1e-4)
-    # The limit that the docstring names, and the way out of it.
     equal = np.tile(unit[:1], (197, 1)).astype(np.float32)
     expected = oracles.coding_rate(equal, 0.01)
-    np.testing.assert_allclose(objectives.released_coding_rate(equal[None]), expected, rtol=5e-4)
-    np.testing.assert_allclose(objectives.coding_rate(equal, eps_sq=0.01), expected, rtol=1e-5)
+    np.testing.assert_allclose(objectives.released_coding_rate(equal[None]), expected, rtol=1e-5)
+    for scale in (1e-30, 1e25):
+        rate = objectives.released_coding_rate((scale * low[None]).astype(np.float32))
+        np.testing.assert_allclose(rate, oracles.coding_rate(unit, 0.01), rtol=1e-4)
 
 
 small = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31 - 1), st.floats(-3, 3))

@@ -87,6 +87,104 @@ def test_variational_forms_term_by_term():
     np.testing.assert_allclose(ours, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("norm", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("kind", ["no residual", "soft", "atoms of any length"])
+def test_variational_rate_reduction_of_long_tokens(norm, kind):
+    """A residual of 1e-7 of the moments, in float64: nothing may cancel."""
+    rng = np.random.default_rng(0)
+    n, d, classes = 1000, 16, 3
+    z = rng.normal(size=(n, d))
+    z = (norm * z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+    weights = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, n)]
+    if kind != "no residual":
+        weights = rng.dirichlet(np.ones(classes), n).astype(np.float32)
+    atoms, spectrum = np.zeros((d, classes * d)), np.zeros((classes * d, classes))
+    for j, weight in enumerate(np.float64(weights).T):
+        own = slice(j * d, j * d + d)
+        spectrum[own, j], atoms[:, own] = np.linalg.eigh((z.T * weight) @ np.float64(z))
+    if kind == "atoms of any length":
+        atoms = atoms * rng.uniform(0.1, 10, classes * d)
+    given = [x.astype(np.float32) for x in (atoms, spectrum)]
+    penalty = 0.5
+
+    def exact(weights):
+        atoms, spectrum = (np.float64(x) for x in given)
+        atoms = atoms / np.linalg.norm(atoms, axis=0)
+        total = oracles.coding_rate(z, 0.5)
+        for j, weight in enumerate(weights.T):
+            count = weight.sum()
+            total -= count / (2 * n) * np.log1p(d / (count * 0.5) * spectrum[:, j]).sum()
+            residual = (z.T * weight) @ np.float64(z) - atoms * spectrum[:, j] @ atoms.T
+            total -= penalty / 2 * (residual**2).sum()
+        return total
+
+    def ours(weights):
+        return objectives.variational_rate_reduction(z, weights, *given, eps_sq=0.5, penalty=penalty)
+
+    np.testing.assert_allclose(ours(weights), exact(np.float64(weights)), rtol=1e-3)
+    slope = np.asarray(jax.grad(ours)(jnp.asarray(weights)))
+    size = 1e-6
+    for i, j in ((0, 0), (1, 2)):
+        step = np.zeros((n, classes))
+        step[i, j] = size
+        both = [exact(np.float64(weights) + sign * step) for sign in (1, -1)]
+        wanted = (both[0] - both[1]) / (2 * size)
+        np.testing.assert_allclose(slope[i, j], wanted, rtol=1e-2, atol=1e-4 * max(1, np.abs(slope).max()))
+
+
+CASES = {
+    "wide": (7, 10, 1.0),
+    "tall": (30, 5, 1.0),
+    "short": (20, 6, 1e-3),
+    "long": (20, 6, 1e3),
+    "huge": (9, 4, 1e20),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("function", ["class_coding_rate", "rate_reduction", "token_statistics_coding_rate"])
+def test_membership_gradients_at_one_hot_weights(function, case):
+    """They are the one-sided derivatives, also by the weights of an empty class."""
+    n, d, scale = CASES[case]
+    rng = np.random.default_rng(1)
+    z = (scale * rng.normal(size=(n, d))).astype(np.float32)
+    one_hot = np.eye(3, dtype=np.float32)[rng.integers(0, 2, n)]  # the third class is empty
+    bases = np.linalg.qr(rng.normal(size=(3, d, d)))[0][:, :, :2].astype(np.float32)
+    alpha = lambda count: d / (count * 0.5)  # noqa: E731
+
+    def slope_of_class(j, i):
+        weight, tokens = np.float64(one_hot[:, j]), np.float64(z)
+        count = weight.sum()
+        if count == 0:
+            if function == "token_statistics_coding_rate":
+                return np.log1p(alpha(1) * (tokens[i] @ bases[j]) ** 2).sum() / (2 * n)
+            return np.log1p(alpha(1) * (tokens[i] ** 2).sum()) / (2 * n)
+        if function == "token_statistics_coding_rate":
+            moments = weight @ (tokens @ bases[j]) ** 2
+            grown = alpha(count) * moments
+            mine = alpha(count) * (tokens[i] @ bases[j]) ** 2
+            return ((np.log1p(grown) - grown / (1 + grown)).sum() + (count * mine / (1 + grown)).sum()) / (
+                2 * n
+            )
+        _, s, vt = np.linalg.svd(weight[:, None] * tokens, full_matrices=False)
+        s = oracles.exact(s)
+        grown = alpha(count) * s**2
+        inside = vt @ tokens[i]
+        outside = (tokens[i] ** 2).sum() - (inside**2).sum()
+        outside = outside if outside > 1e-12 * (tokens[i] ** 2).sum() else 0.0
+        lever = alpha(count) * ((inside**2 / (1 + grown)).sum() + outside)
+        return (np.log1p(grown).sum() - (grown / (1 + grown)).sum() + count * lever) / (2 * n)
+
+    if function == "token_statistics_coding_rate":
+        call = lambda w: objectives.token_statistics_coding_rate(z, bases, w, eps_sq=0.5)  # noqa: E731
+    else:
+        call = lambda w: getattr(objectives, function)(z, w, eps_sq=0.5)  # noqa: E731
+    sign = -1 if function == "rate_reduction" else 1
+    slope = sign * np.asarray(jax.jit(jax.grad(call))(jnp.asarray(one_hot)))
+    wanted = np.array([[slope_of_class(j, i) for j in range(3)] for i in range(n)])
+    np.testing.assert_allclose(slope, wanted, rtol=1e-2)
+
+
 def test_token_statistics_bound_class_rates():
     soft = RNG.dirichlet(np.ones(3), 12).astype(np.float32)
     exact = oracles.class_coding_rate(Z, soft, 0.5)
@@ -161,6 +259,21 @@ def test_bad_input_is_named(message):
         BAD[message]()
     assert str(error.value).startswith(message)
     assert "given" in str(error.value) and "accepted" in str(error.value)
+
+
+def test_float64_probabilities_are_taken():
+    rng = np.random.default_rng(0)
+    dirichlet = rng.dirichlet(np.ones(1000), 50)
+    copied = np.asarray(jax.nn.softmax(jnp.asarray(rng.normal(size=(8, 50000)), jnp.float32)), np.float64)
+    for p in (dirichlet, copied):
+        exact = -(p * np.log(np.maximum(p, 1e-300))).sum(-1)
+        np.testing.assert_allclose(objectives.entropy(p), exact, rtol=1e-5)
+    soft = rng.dirichlet(np.ones(5), 12)
+    np.testing.assert_allclose(
+        objectives.class_coding_rate(Z, soft, eps_sq=0.5), oracles.class_coding_rate(Z, soft, 0.5), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="sums that miss one by"):
+        objectives.entropy(dirichlet * 1.001)
 
 
 def test_values_are_not_looked_at_under_tracing():

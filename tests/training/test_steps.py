@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from crate_jax.parallel.sharding import MeshConfig, make_mesh
 from crate_jax.training import steps
+from crate_jax.training.state import TrainState
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -42,3 +44,29 @@ def test_the_first_layer_that_is_not_finite_is_named(accumulate):
         assert where(fine.at[example, 1].set(1e30)) == "layer 01 (hidden)"
     assert where(fine.at[2].set(1e-5)) == "the loss"
     assert sizes == {8 // accumulate}, "nothing is done on more than a slice"
+
+
+def test_a_step_keeps_the_types_of_its_state_under_x64():
+    """A metric in float64, as a mean of labels is there, is added up in float32 like all others."""
+    config = SimpleNamespace(
+        ema_decay=0.0, ema_decay_end=0.0, seed=0, accumulate=1, total_steps=10, batch_size=4
+    )
+    model = SimpleNamespace(apply=lambda params, x: x * params["scale"])
+
+    def loss(apply, batch, key):
+        value = jnp.mean(apply(batch["x"]) ** 2, dtype=jnp.float64)
+        return value, {"accuracy": jnp.mean(batch["y"] == 1)}
+
+    task = SimpleNamespace(teacher=False, loss=loss)
+    tx = optax.sgd(0.1)
+    with jax.enable_x64(True):
+        params = {"scale": jnp.float32(2)}
+        sums = {name: jnp.zeros((), jnp.float32) for name in (*steps.COMMON_METRICS, "accuracy")}
+        state = TrainState(jnp.int32(0), params, tx.init(params), None, sums, jnp.bool_(False))
+        step = jax.jit(steps.make_train_step(model, task, tx, config, log_steps=5, total_steps=10))
+        batch = {"x": jnp.ones((4, 3), jnp.float32), "y": jnp.array([1, 1, 0, 1])}
+        moved, _ = step(state, batch)
+        again, _ = step(moved, batch)
+    types = [jax.tree.map(lambda x: x.dtype, tree) for tree in (state, moved, again)]
+    assert types[0] == types[1] == types[2]
+    assert again.sums["accuracy"] == 1.5
