@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax import InputError
+from crate_jax.models import cudnn
 from crate_jax.models.layers import choose, row_dot
 
 # Queries that causal attention takes at a time, each block against the keys up to its own end: nearly half of the products,
@@ -141,11 +142,15 @@ class AttendShared(Protocol):
 
 
 class Kernel(NamedTuple):
-    """One implementation of attention, and the platforms (as JAX names them: cpu, gpu, tpu) that it runs on."""
+    """One implementation of attention, the platforms (as JAX names them: cpu, gpu, tpu) that it runs on, and what it takes:
+    types, and head widths that are a multiple of `unit`. Tokens padded to a multiple of `unit` it does not pad again.
+    """
 
     attend: Attend
     attend_shared: AttendShared
     platforms: tuple[str, ...]
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    unit: int = 1
 
 
 def _xla_attend(query, key, value, *, causal, mask, lengths, scale):
@@ -161,25 +166,34 @@ def _xla_attend_shared(tokens, *, causal, mask, lengths, scale):
 
 KERNELS: dict[str, Kernel] = {
     "xla": Kernel(_xla_attend, _xla_attend_shared, ("cpu", "gpu", "tpu")),
+    "cudnn": Kernel(cudnn.attend, cudnn.attend_shared, ("gpu",), cudnn.DTYPES, cudnn.UNIT),
 }
-# The kernel that `auto` stands for on each platform.
-AUTO = {"cpu": "xla", "gpu": "xla", "tpu": "xla"}
+# The kernel that `auto` stands for on each platform, where it takes the model's type and heads; elsewhere xla.
+AUTO = {"cpu": "xla", "gpu": "cudnn", "tpu": "xla"}
 
 
-def resolve_kernel(name: str, platform: str) -> str:
-    """The key of KERNELS that `attention_kernel` of a configuration means on a platform.
+def resolve_kernel(name: str, platform: str, dtype: str, head_dim: int) -> str:
+    """The key of KERNELS that `attention_kernel` of a configuration means on a platform, for a type and a width of heads.
 
     Raises:
-      InputError: a kernel that is not there, or that does not run on this platform.
+      InputError: a kernel that is not there, or that does not run on this platform or not on such heads.
     """
     if name == "auto":
-        return AUTO.get(platform, "xla")
+        kernel = AUTO.get(platform, "xla")
+        fits = dtype in KERNELS[kernel].dtypes and head_dim % KERNELS[kernel].unit == 0
+        return kernel if fits else "xla"
     choose("model.attention_kernel", name, ("auto", *KERNELS))
     if platform not in KERNELS[name].platforms:
         running = [other for other, kernel in KERNELS.items() if platform in kernel.platforms]
         raise InputError(
             f"model.attention_kernel: found {name!r}, which does not run on {platform}; accepted there: auto, "
             f"{', '.join(running)}"
+        )
+    _, _, _, dtypes, unit = KERNELS[name]
+    if dtype not in dtypes or head_dim % unit:
+        raise InputError(
+            f"model.attention_kernel: found {name!r} for {dtype} and heads {head_dim} wide; accepted by it: "
+            f"{', '.join(dtypes)}, and multiples of {unit}"
         )
     return name
 

@@ -1,7 +1,7 @@
 """What every model's configuration has, and how `auto` in it becomes a value."""
 
 import dataclasses
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -106,10 +106,12 @@ def resolve(config: ConfigT, platform: str | None = None) -> ConfigT:
     platform = platform or jax.default_backend()
     platform = "gpu" if platform in ("cuda", "rocm") else platform
     choose("model.dtype", config.dtype, DTYPES)
-    changes: dict[str, Any] = {"attention_kernel": resolve_kernel(config.attention_kernel, platform)}
-    if config.dtype == "auto":
-        changes["dtype"] = "float32" if platform == "cpu" else "bfloat16"
-    if not config.has_attention:
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    if config.has_attention:
+        kernel = resolve_kernel(config.attention_kernel, platform, dtype, config.head_dim)
+    else:
         choose(f"model.attention_kernel of {config.family}", config.attention_kernel, ("auto", "xla"))
-        changes["attention_kernel"] = "xla"
-    return dataclasses.replace(config, **changes)
+        kernel = "xla"
+    return dataclasses.replace(config, dtype=dtype, attention_kernel=kernel)
