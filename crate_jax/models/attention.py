@@ -32,6 +32,7 @@ def attend(
     causal: bool = False,
     mask: jax.Array | None = None,
     lengths: jax.Array | None = None,
+    real: int | None = None,
     scale: float | None = None,
     kernel: str = "xla",
 ) -> jax.Array:
@@ -43,6 +44,8 @@ def attend(
       mask: bool, broadcast to `[b, heads, n, m]`: the pairs that may attend.
       lengths: int `[b]`: only the first so many tokens of each example are real; n = m. The others are not attended to,
         and their own rows of the result are zero.
+      real: only the first so many keys of every example are real, the others are padding that is not attended to. Rows of
+        queries are all computed.
       scale: s, by default p^-½.
       kernel: the implementation, a key of KERNELS.
     Returns:
@@ -50,9 +53,11 @@ def attend(
     Raises:
       InputError: shapes that do not fit, an unknown kernel.
     """
-    _check(query, key, value, causal=causal, mask=mask, lengths=lengths)
+    _check(query, key, value, causal=causal, mask=mask, lengths=lengths, real=real)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _find(kernel).attend(query, key, value, causal=causal, mask=mask, lengths=lengths, scale=scale)
+    return _find(kernel).attend(
+        query, key, value, causal=causal, mask=mask, lengths=lengths, real=real, scale=scale
+    )
 
 
 def attend_shared(
@@ -61,6 +66,7 @@ def attend_shared(
     causal: bool = False,
     mask: jax.Array | None = None,
     lengths: jax.Array | None = None,
+    real: int | None = None,
     scale: float | None = None,
     kernel: str = "xla",
 ) -> jax.Array:
@@ -70,15 +76,17 @@ def attend_shared(
 
     Args:
       tokens: W `[b, n, heads, p]`, the tokens' coordinates in each head's subspace.
-      causal, mask, lengths, scale, kernel: as for `attend`.
+      causal, mask, lengths, real, scale, kernel: as for `attend`.
     Returns:
       `[b, n, heads, p]` in the dtype of `tokens`.
     Raises:
       InputError: as `attend`.
     """
-    _check(tokens, tokens, tokens, causal=causal, mask=mask, lengths=lengths)
+    _check(tokens, tokens, tokens, causal=causal, mask=mask, lengths=lengths, real=real)
     scale = tokens.shape[-1] ** -0.5 if scale is None else scale
-    return _find(kernel).attend_shared(tokens, causal=causal, mask=mask, lengths=lengths, scale=scale)
+    return _find(kernel).attend_shared(
+        tokens, causal=causal, mask=mask, lengths=lengths, real=real, scale=scale
+    )
 
 
 def attend_cached(
@@ -123,6 +131,7 @@ class Attend(Protocol):
         causal: bool,
         mask: jax.Array | None,
         lengths: jax.Array | None,
+        real: int | None,
         scale: float,
     ) -> jax.Array: ...
 
@@ -137,6 +146,7 @@ class AttendShared(Protocol):
         causal: bool,
         mask: jax.Array | None,
         lengths: jax.Array | None,
+        real: int | None,
         scale: float,
     ) -> jax.Array: ...
 
@@ -153,14 +163,14 @@ class Kernel(NamedTuple):
     unit: int = 1
 
 
-def _xla_attend(query, key, value, *, causal, mask, lengths, scale):
+def _xla_attend(query, key, value, *, causal, mask, lengths, real, scale):
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    allowed = _allowed(mask, lengths, key.shape[1])
+    allowed = _allowed(mask, lengths, real, key.shape[1])
     return _finish(_attend(*heads_first, allowed, causal, scale), lengths)
 
 
-def _xla_attend_shared(tokens, *, causal, mask, lengths, scale):
-    allowed = _allowed(mask, lengths, tokens.shape[1])
+def _xla_attend_shared(tokens, *, causal, mask, lengths, real, scale):
+    allowed = _allowed(mask, lengths, real, tokens.shape[1])
     return _finish(_attend_shared(jnp.swapaxes(tokens, 1, 2), allowed, causal, scale), lengths)
 
 
@@ -203,7 +213,7 @@ def _find(kernel: str) -> Kernel:
     return KERNELS[kernel]
 
 
-def _check(query, key, value, *, causal, mask, lengths) -> None:
+def _check(query, key, value, *, causal, mask, lengths, real) -> None:
     b, n, heads, p = query.shape if query.ndim == 4 else (0, 0, 0, 0)
     if query.ndim != 4 or key.shape != value.shape or key.shape != (b, key.shape[1], heads, p):
         raise InputError(
@@ -215,6 +225,8 @@ def _check(query, key, value, *, causal, mask, lengths) -> None:
         raise InputError(
             f"attention: found {n} queries and {m} keys; accepted: as many, with causal or lengths"
         )
+    if real is not None and not 0 < real <= m:
+        raise InputError(f"attention: found {real} real keys of {m}; accepted: 1 to {m}")
     if lengths is not None and lengths.shape != (b,):
         raise InputError(f"lengths of attention: found shape {lengths.shape}; accepted: ({b},)")
     if mask is not None:
@@ -226,14 +238,18 @@ def _check(query, key, value, *, causal, mask, lengths) -> None:
             )
 
 
-def _allowed(mask: jax.Array | None, lengths: jax.Array | None, keys: int) -> jax.Array | None:
-    """Which pairs may attend by mask and lengths, bool of four axes; None: all."""
+def _allowed(
+    mask: jax.Array | None, lengths: jax.Array | None, real: int | None, keys: int
+) -> jax.Array | None:
+    """Which pairs may attend by mask, lengths and the number of real keys, bool of four axes; None: all."""
+    found = None
     if mask is not None:
-        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    if lengths is None:
-        return mask
-    real = (jnp.arange(keys) < lengths[:, None])[:, None, None, :]
-    return real if mask is None else mask & real
+        found = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    for end in (lengths, real):
+        if end is not None:
+            allowed = (jnp.arange(keys) < jnp.reshape(end, (-1, 1)))[:, None, None, :]
+            found = allowed if found is None else found & allowed
+    return found
 
 
 def _finish(out: jax.Array, lengths: jax.Array | None) -> jax.Array:

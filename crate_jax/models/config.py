@@ -11,6 +11,8 @@ from crate_jax.models.attention import resolve_kernel
 from crate_jax.models.layers import choose
 
 DTYPES = ("float32", "bfloat16", "auto")
+# Layers that are compiled one by one on a GPU: those of the published image models and of iGPT-S. It takes up to a minute.
+UNROLLED = 24
 
 
 class Images(NamedTuple):
@@ -34,16 +36,16 @@ class Images(NamedTuple):
 class ModelConfig:
     """What every model has, whatever it reads: a stack of `depth` equal blocks of width `dim`.
 
-    `scan` compiles one block for all layers, `remat` recomputes activations in the backward pass (`stack.REMAT_POLICIES`).
-    `dtype` is the type that matmuls run in and `attention_kernel` the implementation of attention (a key of
-    `attention.KERNELS`); `auto` in either is decided by `resolve`, before the model is built.
+    `scan` compiles one block for all layers instead of each on its own, `remat` recomputes activations in the backward pass
+    (`stack.REMAT_POLICIES`). `dtype` is the type that matmuls run in and `attention_kernel` the implementation of attention
+    (a key of `attention.KERNELS`). `auto`, and for `scan` None, is decided by `resolve`, before the model is built.
     """
 
     family: str = ""
     dim: int = 384
     depth: int = 12
     heads: int = 6
-    scan: bool = True
+    scan: bool | None = None
     remat: str = "none"
     dtype: str = "auto"
     attention_kernel: str = "auto"
@@ -95,7 +97,9 @@ def resolve(config: ConfigT, platform: str | None = None) -> ConfigT:
     """The configuration with a value for each `auto`: what a model on these devices is built from.
 
     `dtype` becomes bfloat16 on TPU and GPU and float32 on CPU, where XLA gains nothing from bfloat16;
-    `attention_kernel` what `attention.AUTO` names. What is no `auto` is checked and stays.
+    `attention_kernel` what `attention.AUTO` names; `scan` true, but for up to UNROLLED layers on a GPU, where a scan takes
+    half as long again because it stores what the backward pass needs in arrays of all layers. What is set is checked and
+    stays.
 
     Args:
       config: a model's configuration.
@@ -114,4 +118,7 @@ def resolve(config: ConfigT, platform: str | None = None) -> ConfigT:
     else:
         choose(f"model.attention_kernel of {config.family}", config.attention_kernel, ("auto", "xla"))
         kernel = "xla"
-    return dataclasses.replace(config, dtype=dtype, attention_kernel=kernel)
+    scan = config.scan
+    if scan is None:
+        scan = platform != "gpu" or config.depth > UNROLLED
+    return dataclasses.replace(config, dtype=dtype, attention_kernel=kernel, scan=scan)

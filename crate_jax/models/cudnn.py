@@ -25,16 +25,16 @@ UNIT = 8
 DTYPES = ("bfloat16",)
 
 
-def attend(query, key, value, *, causal, mask, lengths, scale):
+def attend(query, key, value, *, causal, mask, lengths, real, scale):
     """See `attention.attend`; there is no `mask`."""
-    real = _real(key, mask, lengths)
-    return _finish(_attend(*map(pad, (query, key, value)), real, causal, scale), query.shape[1], lengths)
+    counts = _counts(key, mask, lengths, real)
+    return _finish(_attend(*map(pad, (query, key, value)), counts, causal, scale), query.shape[1], lengths)
 
 
-def attend_shared(tokens, *, causal, mask, lengths, scale):
+def attend_shared(tokens, *, causal, mask, lengths, real, scale):
     """See `attention.attend_shared`; there is no `mask`."""
-    real = _real(tokens, mask, lengths)
-    return _finish(_attend_shared(pad(tokens), real, causal, scale), tokens.shape[1], lengths)
+    counts = _counts(tokens, mask, lengths, real)
+    return _finish(_attend_shared(pad(tokens), counts, causal, scale), tokens.shape[1], lengths)
 
 
 def pad(x: jax.Array) -> jax.Array:
@@ -43,15 +43,17 @@ def pad(x: jax.Array) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, extra), *((0, 0),) * (x.ndim - 2))) if extra else x
 
 
-def _real(key, mask, lengths) -> jax.Array | None:
+def _counts(key, mask, lengths, real) -> jax.Array | None:
     """How many keys there are for each example, int32 `[b]`; None where all are."""
     if mask is not None:
         raise InputError(
             "mask of attention: found one for kernel cudnn; accepted: lengths, causal, or kernel xla"
         )
+    real = key.shape[1] if real is None else real
     if lengths is not None:
-        return jnp.maximum(lengths, 1).astype(jnp.int32)
-    return jnp.full(len(key), key.shape[1], jnp.int32) if key.shape[1] % UNIT else None
+        return jnp.clip(lengths, 1, real).astype(jnp.int32)
+    padded = key.shape[1] + -key.shape[1] % UNIT
+    return jnp.full(len(key), real, jnp.int32) if real < padded else None
 
 
 def _finish(out, length, lengths):

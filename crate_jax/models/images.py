@@ -208,12 +208,15 @@ class ImageClassifier(nnx.Module):
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None, trace: Trace = False
     ) -> tuple[jax.Array, Any]:
         del train, key  # Nothing in these models is random.
-        x, traced = self.features(images, trace=trace)
+        x, traced = self.features(images, trace=trace, wanted=None if self.class_token is None else 1)
         x = x[:, 0] if self.class_token is not None else jnp.mean(x, axis=1)
         return self.head(self.head_norm(x)).astype(jnp.float32), traced
 
-    def features(self, images: jax.Array, *, trace: Trace = False) -> tuple[jax.Array, Any]:
-        """The tokens `[b, n, d]` after the last block, the class token (if any) first, and the trace.
+    def features(
+        self, images: jax.Array, *, trace: Trace = False, wanted: int | None = None
+    ) -> tuple[jax.Array, Any]:
+        """The tokens `[b, n, d]` after the last block, the class token (if any) first, and the trace. With `wanted` only
+        the first so many tokens, see `Stack`.
 
         Raises:
           InputError: images of another shape.
@@ -232,4 +235,4 @@ class ImageClassifier(nnx.Module):
             class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, self.config.dim))
             x = jnp.concatenate([class_token.astype(self.dtype), x], axis=1)
         x = x + positions.astype(self.dtype)
-        return self.blocks(x, trace=trace)
+        return self.blocks(x, trace=trace, wanted=wanted)
