@@ -348,7 +348,7 @@ def _backward(query, key, value, weights, out, grad, causal, scale):
     else here on a CPU.
     """
     swap = partial(jnp.swapaxes, axis1=-1, axis2=-2)
-    total = row_dot(grad.astype(jnp.float32), out.astype(jnp.float32))
+    total = row_dot(grad.astype(jnp.float32), out.astype(jnp.float32), out.dtype)
     grad_query, grad_key, grad_value = [], [], []
     for (start, end, keys), attention in zip(
         _blocks(query.shape[2], key.shape[2], causal), weights, strict=True

@@ -86,8 +86,8 @@ def _layer_norm_forward(x, gain, bias, eps, dtype):
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     rate = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
     # Left to itself XLA takes the mean again wherever it is used, and then writes y ∂out in float32 to sum its columns.
-    mean, rate = jax.lax.optimization_barrier((mean, rate))
-    return ((wide - mean) * rate * gain + bias).astype(dtype), (x, gain, mean, rate)
+    saved = jax.lax.optimization_barrier((mean, rate))
+    return ((wide - mean) * rate * gain + bias).astype(dtype), (x, gain, *saved)
 
 
 def _layer_norm_backward(eps, dtype, saved, grad):
@@ -123,7 +123,7 @@ def _rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
 
 def _rms_norm_forward(x, gain):
     wide = x.astype(jnp.float32)
-    rate = jax.lax.rsqrt(row_dot(wide, wide) / x.shape[-1] + LAYER_NORM_EPS)
+    rate = jax.lax.rsqrt(row_dot(wide, wide, x.dtype) / x.shape[-1] + LAYER_NORM_EPS)
     if x.dtype != jnp.float32:
         rate = jax.lax.optimization_barrier(rate)  # As in `_layer_norm_forward`.
     return (wide * rate * gain).astype(x.dtype), (x, gain, rate)
@@ -136,15 +136,21 @@ def _rms_norm_backward(saved, grad):
     x, gain, rate = saved
     grad = grad.astype(jnp.float32)
     y, grad_y = x.astype(jnp.float32) * rate, grad * gain
-    grad_x = rate * (grad_y - y * row_dot(y, grad_y) / x.shape[-1])
+    grad_x = rate * (grad_y - y * row_dot(y, grad_y, x.dtype) / x.shape[-1])
     return grad_x.astype(x.dtype), jnp.sum(grad * y, axis=0)
 
 
 _rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
-def row_dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Σ_i a_i b_i over the last axis, which stays with length 1."""
+def row_dot(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
+    """Σ_i a_i b_i of float32 numbers over the last axis, which stays with length 1. `dtype` is what a model computes in.
+
+    As a product of rows it takes a ninth of the time of a sum on a CPU, where models are float32. On a GPU a and b would be
+    written before they are multiplied, while a sum takes them as they are computed.
+    """
+    if dtype != jnp.float32:
+        return jnp.sum(a * b, axis=-1, keepdims=True)
     return jnp.einsum("...i,...i->...", a, b, precision=jax.lax.Precision.HIGHEST)[..., None]
 
 

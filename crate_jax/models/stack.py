@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from crate_jax.models.attention import KERNELS
 from crate_jax.models.config import ModelConfig
@@ -65,6 +66,16 @@ class CausalBlock(Block, Protocol):
         """The layer on the token `[b, d]` at `position`, given what `cache` holds of those before it; `(token, cache)`."""
 
 
+def _placed(x: jax.Array) -> jax.Array:
+    """The residual stream at the entry of a block: split as the rules say and, where a model is not float32, laid out row by
+    row. XLA for GPUs may else put the batch innermost for a norm's sums, and transpose before and after every product.
+    """
+    x = constrain(x, TOKENS)
+    if x.dtype == jnp.float32:
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
 class Stack(nnx.Module):
     """`config.depth` equal blocks, each made by `make_block(rngs)` and a `Block`."""
 
@@ -102,7 +113,7 @@ class Stack(nnx.Module):
         x, _ = self._run(x, False, padding, self.depth - 1)
         graphdef, stacked = nnx.split(self.blocks)
         last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
-        return last(constrain(x, TOKENS), **padding, wanted=wanted)[0], None
+        return last(_placed(x), **padding, wanted=wanted)[0], None
 
     def _run(self, x: jax.Array, trace: Trace, padding: dict[str, int], depth: int) -> tuple[jax.Array, Any]:
         """`x` through the first blocks."""
@@ -113,7 +124,7 @@ class Stack(nnx.Module):
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
             block = nnx.merge(graphdef, params)
-            x, intermediates = block(constrain(x, TOKENS), return_intermediates=bool(trace), **padding)
+            x, intermediates = block(_placed(x), return_intermediates=bool(trace), **padding)
             intermediates = {**intermediates, "layer": number}
             return x, trace(intermediates) if callable(trace) else intermediates if trace else None
 
@@ -128,7 +139,8 @@ class Stack(nnx.Module):
         for layer in enumerate(self._layers(stacked)[:depth]):
             x, traced = body(x, layer)
             layers.append(traced)
-        return constrain(x, TOKENS), jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+        traced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if trace else None
+        return constrain(x, TOKENS), traced
 
     def decoder(self) -> Callable[[jax.Array, Sequence[Any], jax.Array], tuple[jax.Array, tuple]]:
         """`decode(x, caches, position)`: one token `[b, d]` through all blocks, each `block.decode(x, cache, position)`.
