@@ -10,7 +10,7 @@ from flax import nnx
 
 from crate_jax import InputError
 from crate_jax.models.config import Images, ModelConfig
-from crate_jax.models.layers import Dense, choose, normal_param
+from crate_jax.models.layers import Dense, choose, gelu, normal_param
 from crate_jax.models.model import Params
 from crate_jax.models.stack import Block, Stack, Trace
 
@@ -157,8 +157,7 @@ class ProjectionHead(nnx.Module):
         self.mlp_out = Dense(hidden, (config.num_classes,), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = jax.nn.gelu(self.mlp_in(x), approximate=False)
-        return self.mlp_out(jax.nn.gelu(self.projection(x), approximate=False))
+        return self.mlp_out(gelu(self.projection(gelu(self.mlp_in(x)))))
 
 
 class ImageClassifier(nnx.Module):

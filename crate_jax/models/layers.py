@@ -179,6 +179,14 @@ class Dense(nnx.Module):
         return out if self.bias is None else out + self.bias[...].astype(self.dtype)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x), exact. Where models are not float32 only x is kept for the backward pass, which reads less than three arrays of
+    intermediate values would be.
+    """
+    exact = partial(jax.nn.gelu, approximate=False)
+    return exact(x) if x.dtype == jnp.float32 else jax.checkpoint(exact)(x)
+
+
 def split_heads(projected: jax.Array) -> list[jax.Array]:
     """Queries, keys and values `[…, heads, p]` of `[…, 3, heads, p]`."""
     # Split, not indexed: the gradient of a split is one concatenation, that of three indices a sum of three paddings.

@@ -13,7 +13,7 @@ from flax import nnx
 from crate_jax import InputError
 from crate_jax.models.attention import attend
 from crate_jax.models.images import ImageClassifier, ImageConfig
-from crate_jax.models.layers import Dense, PatchProjection, layer_norm, split_heads
+from crate_jax.models.layers import Dense, PatchProjection, gelu, layer_norm, split_heads
 
 # name: (dim, depth, heads)
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -54,7 +54,7 @@ class MLP(nnx.Module):
         self.mlp_out = Dense((hidden,), (dim,), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=False))
+        return self.mlp_out(gelu(self.mlp_in(x)))
 
 
 class ViTBlock(nnx.Module):
