@@ -180,8 +180,8 @@ class Dense(nnx.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x), exact. Where models are not float32 only x is kept for the backward pass, which reads less than three arrays of
-    intermediate values would be.
+    """x Φ(x), exact. Where models are not float32 x alone is kept for the backward pass: three arrays of intermediate values
+    take longer to read than to compute again.
     """
     exact = partial(jax.nn.gelu, approximate=False)
     return exact(x) if x.dtype == jnp.float32 else jax.checkpoint(exact)(x)
