@@ -4,7 +4,8 @@
 
 FOLDER of photographs: JPEG files, no class folders needed; they are decoded, cropped (Inception) to 224 px, flipped and put
 into batches of 64. FOLDER of CIFAR: train/CLASS/* and test/CLASS/*; read as files, from array_record and from .npz, padded,
-cropped, flipped, in batches of 512. `plain cv2` decodes, crops and resizes the same photographs in a bare loop, from memory.
+cropped, flipped, in batches of 512. `plain cv2` decodes, crops and resizes the same photographs in a bare loop, from memory:
+by averages over areas, OpenCV's own way without aliasing, and with torchvision's filter, which is what the pipeline does.
 `wall` is images a second of time, `core` images a second of processor time, which other programs disturb less. Processes
 are timed for comparison: each has a pipeline of its own with one thread; no batch leaves it.
 """
@@ -13,13 +14,14 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 from absl import app, flags
+from PIL import Image
 
 from crate_jax.data import Augment, Source, load, prepare, train, transforms
 from crate_jax.data.dataset import Part
@@ -51,14 +53,24 @@ def pipeline(source: Source, augment: Augment, batch_size: int, threads: int) ->
     return (len(batch["label"]) for batch in batches)
 
 
-def plain(files: list[bytes]) -> Iterator[int]:
+def areas(part: np.ndarray) -> np.ndarray:
+    """OpenCV's own resizing without aliasing: averages over areas."""
+    return cv2.resize(part, (224, 224), interpolation=cv2.INTER_AREA)
+
+
+def triangles(part: np.ndarray) -> np.ndarray:
+    """torchvision's filter, which OpenCV does not have."""
+    return np.asarray(Image.fromarray(part).resize((224, 224), Image.Resampling.BILINEAR))
+
+
+def plain(files: list[bytes], resize: Callable[[np.ndarray], np.ndarray]) -> Iterator[int]:
     """What any pipeline around OpenCV has to do."""
     rng = np.random.default_rng(0)
     while True:
         for data in files:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
             top, left, height, width = transforms._crop_box(rng, *image.shape[:2], (0.08, 1), (3 / 4, 4 / 3))
-            cv2.resize(image[top : top + height, left : left + width], (224, 224))
+            resize(image[top : top + height, left : left + width])
         yield len(files)
 
 
@@ -113,7 +125,8 @@ def main(argv: list[str]) -> None:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(file.resolve())
             contents = [file.read_bytes() for file in files]
-            figures |= show({"plain cv2": rate(plain(contents), SECONDS.value)})
+            for name, resize in (("areas", areas), ("torchvision's filter", triangles)):
+                figures |= show({f"plain cv2, {name}": rate(plain(contents, resize), SECONDS.value)})
             # Many times over: Grain's shuffle looks for places in a range that is far larger than a few hundred images.
             source = load(f"folder:{scratch}/photographs", "train+test")
             source = Part(source, np.tile(np.arange(len(source)), 100))

@@ -21,7 +21,7 @@ Variants:
 Theory switches are fields of the model (docs/models.md): --config.model.output=tied, --config.model.ista=orthogonal. The
 study trains 16 variants with three seeds each, on CIFAR-10:
 
-    python -m crate_jax.report --config=configs/crate.py:ablation --workdir=runs/ablation --config.data.name=folder:PATH
+    python -m crate_jax.study --config=configs/crate.py:ablation --workdir=runs/ablation --config.data.name=folder:PATH
 
 ImageNet is prepared once, and read from array_record from then on (docs/data.md):
 
@@ -47,6 +47,7 @@ from crate_jax.runs.config import (
     epochs,
     percent,
 )
+from crate_jax.runs.studies import Study, variants
 
 
 def cifar10() -> Config:
@@ -118,9 +119,12 @@ def ablation(name: str, seed: int) -> Config:
     )
 
 
-# Studies: python -m crate_jax.report trains every member.
+# python -m crate_jax.study trains every run.
 STUDIES = {
-    "ablation": {f"{name}-{seed}": partial(ablation, name, seed) for seed in range(3) for name in ABLATION}
+    "ablation": Study(
+        {f"{name}-{seed}": partial(ablation, name, seed) for seed in range(3) for name in ABLATION},
+        analysis="crate_jax.analysis.ablation",
+    )
 }
 
 
@@ -128,5 +132,4 @@ def get_config(variant="cifar10"):
     names = ("tiny", "small", "base", "large")
     sizes = {size: partial(imagenet, size) for size in names}
     sizes |= {f"released_{size}": partial(released, size) for size in names}
-    members = {f"{study}/{name}": make for study, runs in STUDIES.items() for name, make in runs.items()}
-    return choose(variant, {"cifar10": cifar10, "cifar10_small": cifar10_small, **sizes, **members})
+    return choose(variant, {"cifar10": cifar10, "cifar10_small": cifar10_small, **sizes, **variants(STUDIES)})

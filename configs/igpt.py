@@ -20,7 +20,7 @@ Variants (--config=configs/igpt.py:VARIANT):
 
 Study: three sizes, each trained for 2, 6 and 20 epochs, probed, and drawn together (27 minutes on 2 busy CPU cores):
 
-    python -m crate_jax.report --config=configs/igpt.py:scaling --workdir=runs/scaling
+    python -m crate_jax.study --config=configs/igpt.py:scaling --workdir=runs/scaling
 
 The paper's schedule: Adam(0.9, 0.95), batch 128 for 1M iterations (XL 64 for 2M), one epoch of warm-up, cosine to zero, no
 weight decay, no dropout. It prints test losses of 2.0895, 2.0614 and 2.0466 nats a token for S, M and L. Differences: the
@@ -43,6 +43,7 @@ from crate_jax.runs.config import (
     percent,
     steps,
 )
+from crate_jax.runs.studies import Study, variants
 
 
 def digits() -> Config:
@@ -128,13 +129,16 @@ def scaling(dim: int, depth: int, length: float) -> Config:
     return dataclasses.replace(config, model=model, total=epochs(length), eval=epochs(0.5))
 
 
-# Studies: python -m crate_jax.report trains and probes every member.
+# python -m crate_jax.study trains and probes every run.
 STUDIES = {
-    "scaling": {
-        f"{dim}x{depth}-{length}": partial(scaling, dim, depth, length)
-        for dim, depth in ((16, 2), (32, 4), (64, 6))
-        for length in (2, 6, 20)
-    }
+    "scaling": Study(
+        {
+            f"{dim}x{depth}-{length}": partial(scaling, dim, depth, length)
+            for dim, depth in ((16, 2), (32, 4), (64, 6))
+            for length in (2, 6, 20)
+        },
+        analysis="crate_jax.analysis.scaling",
+    )
 }
 
 
@@ -155,10 +159,6 @@ def get_config(variant="digits"):
             "imagenet32_crate": lambda: crate(imagenet32("s", 3e-3)),
             "imagenet48_l": imagenet48_l,
             "imagenet64_xl": imagenet64_xl,
-            **{
-                f"{study}/{name}": make
-                for study, members in STUDIES.items()
-                for name, make in members.items()
-            },
+            **variants(STUDIES),
         },
     )

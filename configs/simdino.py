@@ -13,8 +13,8 @@ Variants (--config=configs/simdino.py:VARIANT):
               beside two of 224, batch 512, AdamW, lr 1e-3, 10 epochs of warm-up, ε² 0.05, the teacher's momentum 0.996 to
               1, gradients clipped to 3. Published: k-NN 74.9 %, linear 77.3 %; 1.5 days on 8 GPUs of 40 GB. Not run here.
               Differences: weight decay stays at 0.04 where the released one grows to 0.4; no stochastic depth and no
-              change of hue; the coding rate is that of the whole batch, not of each device's part; views are cut from the
-              centre square of the image, reduced to 224 px. Data: ImageNet as crate_jax.prepare writes it (docs/data.md).
+              change of hue; the coding rate is that of the whole batch, not of each device's part. Views are cut out of
+              the whole image, bicubic, as released. Data: ImageNet as crate_jax.prepare writes it (docs/data.md).
     imagenet_crate
               CRATE-B in its place
 """
@@ -80,10 +80,10 @@ def imagenet_crate() -> Config:
         eval=epochs(5),
         checkpoint=epochs(1),
         trace=epochs(10),
-        # The views are cut on the device.
+        # The views are the augmentation.
         data=recipes.imagenet_data(eval_resize=None, crop_scale=(), flip=False),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.04, b1=0.9, b2=0.999, clip_norm=3.0),
-        simdino=SimDINOConfig(local_views=10, local_size=96),
+        simdino=SimDINOConfig(local_views=10, local_size=96, whole_image=True),
     )
 
 

@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import crate_jax
 from crate_jax import InputError
 from crate_jax.settings import one_of
 
@@ -12,7 +13,7 @@ from crate_jax.settings import one_of
 def commands() -> dict[str, str]:
     """Name → summary. A command is a file of this package; the first line of its docstring is its summary."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(path for folder in crate_jax.__path__ for path in Path(folder).glob("*.py")):
         if not path.stem.startswith("_"):
             # Parsed, not imported: listing the commands must not load JAX.
             docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

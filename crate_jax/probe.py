@@ -100,9 +100,9 @@ def probe(run: Run, networks: dict[str, models.Params]) -> dict[str, Probe]:
     Raises:
       InputError: the data are unreadable, or a class has too few examples.
     """
-    if run.info.kind == "text":
+    if not run.info.num_classes:
         raise InputError(
-            f"data.name: {run.info.name} is text, which has no classes to probe; accepted: labelled images"
+            f"data.name: {run.info.name} is {run.info.kind}, which has no classes to probe; accepted: labelled images"
         )
     with jax.set_mesh(run.mesh):
         init = jax.jit(run.model.init, out_shardings=tree_shardings(run.model.abstract_params, run.mesh))

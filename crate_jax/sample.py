@@ -16,7 +16,7 @@ import numpy as np
 
 from crate_jax import InputError, models
 from crate_jax.analysis.pictures import image_grid
-from crate_jax.data import folders
+from crate_jax.data import folders, subset
 from crate_jax.models import sampling
 from crate_jax.parallel import processes, sharding
 from crate_jax.runs import cli
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     sampling_params = sampling.SamplingParams(flags.temperature, flags.top_k, flags.top_p)
     sampling_params.check(config.model.vocab_size)
     run, params, step = open_run(path, flags.checkpoint, config=config, overrides=overrides)
-    if run.info.kind == "text":
+    if run.info.tokens is not None:
         _write_text(run, params, step, flags, sampling_params)
         return
     if flags.prompt is not None:
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     rows = size // 2 if rows is None else rows
     if mode == "complete" and not 0 < rows < size:
         raise InputError(f"--rows: found {rows}; accepted: 1 to {size - 1}, some of the image's {size} rows")
-    tokenizer = make_tokenizer(run.pixels, run.config.model.vocab_size)
+    tokenizer = make_tokenizer(run.meaning, run.config.model.vocab_size)
     originals, given = np.zeros((num, size * size), np.int32), 0
     if mode == "complete":
         images = _inputs(run, flags.input, num)
@@ -112,25 +112,28 @@ def _write_text(
     """Print texts as long as the model's window, and write them to a file."""
     if flags.mode != "unconditional":
         raise InputError(
-            "--mode: found 'complete' for a model of text; accepted: --prompt=TEXT, which it goes on from"
+            f"--mode: found 'complete' for a model of {run.info.kind}; accepted: --prompt=TEXT, which it goes on from"
         )
-    prompt = np.frombuffer((flags.prompt or "").encode(), np.uint8)
-    positions = run.model.config.num_positions
+    meaning, positions = run.info.tokens, run.model.config.num_positions
+    prompt = meaning.encode(flags.prompt or "")
     if len(prompt) >= positions:
         raise InputError(
-            f"--prompt: found {len(prompt)} bytes; accepted: fewer than the window of {positions}"
+            f"--prompt: found {len(prompt)} {meaning.unit}s; accepted: fewer than the window of {positions}"
         )
     tokens = np.zeros((flags.num, positions), np.int32)
     tokens[:, : len(prompt)] = prompt
     drawn = draw_tokens(run, params, tokens, len(prompt), sampling_params, flags.seed)
-    texts = [row.astype(np.uint8).tobytes().decode(errors="replace") for row in drawn]
+    texts = [meaning.decode(row) for row in drawn]
     output = flags.output or run.workdir / "report" / "samples.txt"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, "\n\n".join(texts) + "\n")
     for number, text in enumerate(texts, 1):
         console.rule(f"{number}")
         console.print(text, markup=False)
-    table(f"{run.workdir} at step {step}", {"written": f"{len(texts)} × {positions} bytes", "file": output})
+    table(
+        f"{run.workdir} at step {step}",
+        {"written": f"{len(texts)} × {positions} {meaning.unit}s", "file": output},
+    )
 
 
 def draw_tokens(
@@ -171,8 +174,8 @@ def _inputs(run: Run, path: Path | None, num: int) -> np.ndarray:
     data = run.config.data
     if path is None:
         source = run.data.source("test")
-        chosen = np.linspace(0, len(source) - 1, min(num, len(source)), dtype=int)
-        return np.stack([source[int(i)]["image"] for i in chosen])
+        some = subset.spread(source, num)
+        return np.stack([some[i]["image"] for i in range(len(some))])
     images = folders.read_images(path, limit=num, size=data.image_size, channels=data.channels)
     # Files use all of a byte, the digits 17 values of it.
     return np.rint(images * (run.info.max_value / 255)).astype(np.uint8)

@@ -50,7 +50,7 @@ def sizes():
 
 
 def variants(workdir):
-    names = runpy.run_path(str(ROOT / "configs" / "crate.py"))["STUDIES"]["ablation"]
+    names = runpy.run_path(str(ROOT / "configs" / "crate.py"))["STUDIES"]["ablation"].runs
     rows = ablation.read(workdir, names)
     lines = ["| " + " | ".join(str(cell) for cell in row.cells()) + " |" for row in rows]
     return table(list(ablation.HEADERS), lines)

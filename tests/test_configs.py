@@ -20,7 +20,7 @@ SHRUNK = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}
 
 
 def variants(file: str) -> list[str]:
-    """What a config file accepts, studies left out (tests/test_report.py has those)."""
+    """What a config file accepts, studies left out (tests/test_study.py has those)."""
     get_config = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))["get_config"]
     with pytest.raises(InputError) as error:
         get_config("?")

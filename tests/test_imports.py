@@ -34,8 +34,6 @@ COMMANDS = 9
 ONLY = {"flax": "models"}
 AT_MOST = {"objectives": {"jax", "numpy"}, "alignment": {"jax", "numpy"}, "settings": set()}
 NEVER = {"data": {"jax", "flax", "optax"}}
-# Imports that are still to go: (file, module).
-EXCEPTIONS: set[tuple[str, str]] = set()
 
 
 def imported(file: Path) -> set[str]:
@@ -76,24 +74,12 @@ def violations(room: str, modules: set[str]) -> list[str]:
     return wrong
 
 
-def excepted(name: str, module: str) -> bool:
-    """Whether an import of a file is one of the EXCEPTIONS."""
-    return any(name == file and module.startswith(start) for file, start in EXCEPTIONS)
-
-
 @pytest.mark.parametrize("room", sorted({room_of(file) for file in PACKAGE.rglob("*.py")}))
 def test_imports_go_down(room):
     files = [PACKAGE / room] if room.endswith(".py") else sorted((PACKAGE / room).rglob("*.py"))
     for file in files:
-        name = str(file.relative_to(PACKAGE))
-        wrong = [module for module in violations(room, imported(file)) if not excepted(name, module)]
-        assert not wrong, f"{name} imports {', '.join(wrong)}"
-
-
-def test_the_exceptions_are_still_needed():
-    for name, start in EXCEPTIONS:
-        file = PACKAGE / name
-        assert any(module.startswith(start) for module in violations(room_of(file), imported(file))), name
+        wrong = violations(room, imported(file))
+        assert not wrong, f"{file.relative_to(PACKAGE)} imports {', '.join(wrong)}"
 
 
 def test_every_room_has_a_floor():

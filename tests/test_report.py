@@ -1,143 +1,89 @@
-"""Studies: what several runs say together, and the command that makes them."""
+"""The report command: all sections again from a run's folder, wherever it lies and whether its data do."""
 
-import dataclasses
 import json
-import runpy
+import shutil
 
+import cv2
+import numpy as np
 import pytest
-from conftest import ROOT, TINY, load_config
+from conftest import load_config
 
-from crate_jax import InputError, models, report
-from crate_jax.analysis import ablation, scaling
-from crate_jax.runs.config import to_config_dict
+from crate_jax import InputError, report
 from crate_jax.train import train
 
-SHRUNK = {key: value for key, value in TINY.items() if not key.startswith("model.")}
-SHRUNK |= {"model.dim": 16, "model.depth": 2, "model.heads": 2, "total_steps": 10, "eval_steps": 5}
+TINY = {
+    "model.patch_size": 4,
+    "model.dim": 8,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.head_dim": 4,
+    "batch_size": 8,
+    "total_steps": 3,
+    "eval_steps": 3,
+}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """One run of a study with a stand-in for its probe."""
-    workdir = tmp_path_factory.mktemp("study") / "one"
-    values = train(load_config(SHRUNK, "configs/igpt.py"), workdir)
-    probes = {
-        "step-10": {"accuracy": [0.5, 0.75]},
-        "untrained": {"accuracy": [0.25, 0.125]},
-        "pixels": {"accuracy": [0.625]},
-    }
-    (workdir / "report" / "probe.json").write_text(json.dumps({"probes": probes}))
-    return workdir, values
+    """A classifier of two classes of a folder, beside its images."""
+    root = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    for label in "ab":
+        for number in range(10):
+            path = root / "data" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), rng.integers(0, 256, (8, 8, 3), np.uint8))
+    train(load_config({**TINY, "data.name": f"folder:{root / 'data'}"}), root / "run")
+    return root
 
 
-def test_summary_of_a_run(trained):
-    workdir, values = trained
-    assert report.is_trained(workdir)
-    assert report.is_probed(workdir)
-    row = scaling.summarise(workdir, "one")
-    assert (row.probe, row.best_layer, row.untrained, row.pixels) == (0.75, 2, 0.25, 0.625)
-    assert row.test_loss == values["eval/loss"]
-    assert row.epochs == pytest.approx(10 * 32 / 1437)
-    assert [epochs for epochs, _ in row.curve["train"]] == pytest.approx([5 * 32 / 1437, 10 * 32 / 1437])
+def test_it_is_made_again_as_it_was(trained, tmp_path, capsys):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    folder = tmp_path / "run" / "report"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    assert report.main(["report", f"--workdir={tmp_path / 'run'}"]) is None
+    assert {path.name for path in folder.iterdir()} == set(before)
+    old, new = json.loads(before["layerwise.json"]), json.loads((folder / "layerwise.json").read_text())
+    for when in ("initial", "trained"):
+        for name, values in old[when].items():
+            np.testing.assert_allclose(new[when][name]["mean"], values["mean"], rtol=1e-5)
+    assert (folder / "loss.png").read_bytes() == before["loss.png"]
+    assert "index.html" in capsys.readouterr().out
 
 
-def test_pictures_and_figures_are_written(trained, tmp_path):
-    row = scaling.summarise(trained[0], "one")
-    rows = [
-        dataclasses.replace(row, epochs=epochs, num_params=size) for epochs in (2, 6) for size in (100, 1000)
-    ]
-    picture = scaling.write(rows, tmp_path)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert [entry["num_params"] for entry in json.loads((tmp_path / "scaling.json").read_text())] == [
-        100,
-        1000,
-    ] * 2
+def test_without_its_data_it_keeps_what_it_has(trained, tmp_path, capsys):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    (trained / "data").rename(trained / "gone")
+    try:
+        assert report.main(["report", f"--workdir={tmp_path / 'run'}"]) is None
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report:")]
+        assert len(lines) == 1 and lines[0].startswith("report: layerwise cannot be made: ")
+        assert str(trained / "data") in lines[0] and "--config.data.name=" in lines[0]
+        page = (tmp_path / "run" / "report" / "index.html").read_text()
+        assert "From an earlier report of this step" in page and page.count("data:image/png") == 2
+        # Where the data are now.
+        elsewhere = f"--config.data.name=folder:{trained / 'gone'}"
+        assert report.main(["report", f"--workdir={tmp_path / 'run'}", elsewhere]) is None
+        assert "earlier report" not in (tmp_path / "run" / "report" / "index.html").read_text()
+    finally:
+        (trained / "gone").rename(trained / "data")
 
 
-def test_a_run_without_its_end_is_not_trained(tmp_path):
-    assert not report.is_trained(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "train/loss": 1.0}\n')
-    assert not report.is_trained(tmp_path)
+def test_a_section_that_fails_is_told_by_the_exit_code(trained, tmp_path, monkeypatch):
+    from crate_jax.reports import SECTIONS, Section
+
+    def fail(opened):
+        raise RuntimeError("no")
+
+    monkeypatch.setitem(SECTIONS, "loss", Section(fail))
+    shutil.copytree(trained / "run", tmp_path / "run")
+    assert report.main(["report", f"--workdir={tmp_path / 'run'}"]) == 1
+    # A run that trains ends well all the same.
+    config = load_config({**TINY, "data.name": f"folder:{trained / 'data'}"})
+    assert train(config, tmp_path / "new")["eval/count"] == 4
 
 
-def test_a_study_goes_on_as_it_was_started(tmp_path):
-    workdir = tmp_path / "new" / "study"
-    report.record(workdir, "ablation", ["--config.seed=1", "--config.batch_size=8"])
-    report.record(workdir, "ablation", ["--config.batch_size=8", "--config.seed=1"])
-    message = (
-        "was started otherwise: found ablation --config.seed=2; accepted: ablation --config.batch_size=8 "
-    )
-    with pytest.raises(InputError, match=message):
-        report.record(workdir, "ablation", ["--config.seed=2"])
-    with pytest.raises(InputError, match="was started otherwise: found scaling"):
-        report.record(workdir, "scaling", ["--config.batch_size=8", "--config.seed=1"])
-    assert [path.name for path in workdir.iterdir()] == ["study.json"]
-    with pytest.raises(InputError, match="is a file"):
-        report.record(workdir / "study.json", "ablation", [])
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "--config is required: .* To start: python -m crate_jax.report"),
-        (
-            ["--config=configs/igpt.py:scaling", "--workdir=x", "--wordir=y"],
-            "--wordir; did you mean --workdir?",
-        ),
-        (
-            ["--config=configs/igpt.py:scaling", "--workdir=x", "--config.sed", "2"],
-            "unknown key sed; did you mean seed",
-        ),
-        (["--config=configs/none.py:scaling", "--workdir=x"], "no file configs/none.py"),
-        (
-            ["--config=configs/igpt.py:scalling", "--workdir=x"],
-            "found 'scalling'; accepted: scaling",
-        ),
-        (["--config=configs/base.py:scaling", "--workdir=x"], "found 'scaling'; accepted: nothing"),
-    ],
-)
-def test_mistakes(flags, message):
-    with pytest.raises(InputError, match=message):
-        report.main(["report", *flags])
-
-
-STUDIES = [
-    (path.name, f"{study}/{name}")
-    for path in sorted((ROOT / "configs").glob("*.py"))
-    for study, members in runpy.run_path(str(path)).get("STUDIES", {}).items()
-    for name in members
-]
-
-
-@pytest.mark.parametrize(("file", "variant"), STUDIES)
-def test_every_member_of_a_study_builds(file, variant):
-    config = load_config({}, f"configs/{file}", variant)
-    assert models.create(config.model).num_params > 0
-
-
-def test_an_ablation_is_read_by_variant_over_its_seeds(tmp_path):
-    """Runs that are not done do not count; black boxes have no layers."""
-    for name, accuracy, layers in (("a-0", 0.5, True), ("a-1", 0.6, True), ("b-0", 0.25, False)):
-        run = tmp_path / name
-        (run / "report").mkdir(parents=True)
-        final = {"step": 9, "eval/accuracy": accuracy, "eval/loss": 1.0, "final": True}
-        (run / "metrics.jsonl").write_text(json.dumps(final) + "\n")
-        config = load_config({}, "configs/crate.py", "ablation/released-0")
-        (run / "config.json").write_text(json.dumps(to_config_dict(config).to_dict()))
-        if layers:
-            readings = {
-                "coding_rate_before": [4.0, 2.0],
-                "coding_rate": [3.0, 2.0],
-                "nonzero_fraction": [0.5, 0.25],
-            }
-            readings = {key: {"mean": value, "std": [0.0, 0.0]} for key, value in readings.items()}
-            (run / "report" / "layerwise.json").write_text(json.dumps({"trained": readings}))
-    (tmp_path / "b-1").mkdir()
-    (tmp_path / "b-1" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
-    rows = ablation.read(tmp_path, ["a-0", "b-0", "a-1", "b-1"])
-    assert [row.name for row in rows] == ["a", "b"]
-    assert rows[0].cells()[:6] == ["a", "125,002", 2, "55.00 ± 7.07", "1.000 ± 0.000", "-12.5 ± 0.0"]
-    assert rows[0].cells()[6:] == ["0.67 ± 0.00", "37.5 ± 0.0"]
-    assert rows[1].cells()[2:] == [1, "25.00", "1.000", "–", "–", "–"]
-    assert ablation.write(rows, tmp_path).read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "ablation.json").read_text())[1]["accuracy"] == [0.25]
+def test_a_folder_without_a_run_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match=r"holds no config\.json"):
+        report.main(["report", f"--workdir={tmp_path}"])

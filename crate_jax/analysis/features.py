@@ -21,7 +21,7 @@ import numpy as np
 
 import crate_jax
 from crate_jax import InputError
-from crate_jax.data import files
+from crate_jax.data import files, subset
 from crate_jax.data.sources import Source
 from crate_jax.models import Params
 from crate_jax.parallel.sharding import replicated, shard_batch
@@ -198,7 +198,8 @@ def _data_identity(extractor: Extractor, source: Source) -> dict[str, Any]:
 
     The latter covers normalisation, palettes and files replaced in place without reading a large set twice.
     """
-    chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, min(len(source), SAMPLED))]
+    some = subset.spread(source, SAMPLED)
+    chosen = [some[i] for i in range(len(some))]
     batch = {name: np.stack([example[name] for example in chosen]) for name in chosen[0]}
     return {
         "version": crate_jax.__version__,

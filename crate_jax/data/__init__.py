@@ -4,9 +4,9 @@
 batches that are a pure function of (seed, step).
 """
 
+from crate_jax.data.augmentation import Augment
 from crate_jax.data.pipeline import Batches, Evaluation, evaluation, train
 from crate_jax.data.sources import DatasetInfo, Source, inspect, load
-from crate_jax.data.transforms import Augment
 
 __all__ = [
     "Augment",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from crate_jax import InputError
-from crate_jax.data.dataset import SPLITS, DatasetInfo, Source, held_out_fifth
+from crate_jax.data.dataset import SPLITS, LabelledImages, Source, held_out_fifth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,11 @@ class _Arrays:
         return {"image": self.images[index], "label": self.labels[index]}
 
 
-class Digits:
+class Digits(LabelledImages):
     """scikit-learn's digits, see `sources`."""
 
     classes = tuple("0123456789")
+    white = 16
 
     def __init__(self):
         from sklearn.datasets import load_digits  # takes a second to import; only this dataset needs it
@@ -43,23 +44,15 @@ class Digits:
         self._chosen = held_out_fifth(self._labels, "digits")
         self.splits = {split: len(chosen) for split, chosen in self._chosen.items()}
 
-    def info(self, name: str) -> DatasetInfo:
-        return DatasetInfo(
-            name=name,
-            image_size=8,
-            channels=1,
-            num_classes=10,
-            class_names=self.classes,
-            max_value=16,
-            num_examples=self.splits,
-        )
+    def natural_shape(self) -> tuple[int, int]:
+        return 8, 1
 
     def load(self, split: str) -> Source:
         chosen = self._chosen[split]
         return _Arrays(self._images[chosen], self._labels[chosen])
 
 
-class Npz:
+class Npz(LabelledImages):
     """Arrays in a .npz file, see `sources`."""
 
     def __init__(self, path: Path):
@@ -134,17 +127,9 @@ class Npz:
             raise InputError(f"{self._path}: {name} is {labels.dtype} {list(labels.shape)}; {accepted}")
         return labels.reshape(count)
 
-    def info(self, name: str) -> DatasetInfo:
+    def natural_shape(self) -> tuple[int, int]:
         _, height, width, channels = (*self._shapes["train"], 1)[:4]
-        return DatasetInfo(
-            name=name,
-            image_size=min(height, width),
-            channels=channels,
-            num_classes=len(self.classes),
-            class_names=self.classes,
-            max_value=255,
-            num_examples=self.splits,
-        )
+        return min(height, width), channels
 
     def load(self, split: str) -> Source:
         name, chosen = self._images[split]

@@ -1,14 +1,15 @@
-"""What every kind of dataset has in common."""
+"""What every dataset has in common, whatever it holds and wherever it lies."""
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from crate_jax import InputError
+from crate_jax.data import transforms
 
 SPLITS = ("train", "test")
 # The split that is tested on has several names; the first one with labels is taken.
@@ -17,28 +18,101 @@ _SAMPLE = 64  # images looked at to find the natural size of a dataset that does
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Sequences of whole numbers, the tokens.
+
+    Attributes:
+        vocab_size: tokens are 0 … vocab_size − 1.
+        unit: what one is called, such as "byte".
+        kind: what a sequence of them is called, such as "text".
+        length: tokens in an example; None: examples are as long as the model asks for (see `Dataset.cut`).
+        symbols: the character of each token; None: tokens are the bytes of UTF-8.
+    """
+
+    vocab_size: int
+    unit: str = "token"
+    kind: str = "tokens"
+    length: int | None = None
+    symbols: str | None = None
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text, int32 [n].
+
+        Raises:
+            InputError: a character that is no token.
+        """
+        if self.symbols is None:
+            return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        if unknown := sorted(set(text) - set(self.symbols)):
+            raise InputError(f"text: found {unknown[0]!r}; accepted: the characters {self.symbols}")
+        return np.array([self.symbols.index(character) for character in text], np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of tokens [n]; what is no UTF-8 becomes a replacement character."""
+        if self.symbols is None:
+            return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+        return "".join(self.symbols[token] for token in tokens)
+
+
+@dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a dataset holds, before any conversion.
+    """What a dataset holds, before any conversion: labelled images, or sequences of tokens.
 
     Attributes:
         name: the name it was asked for by.
-        image_size: the images' height and width; the median short side where they are not square or vary.
+        image_size: height and width of the images (what stands down to ``max_value`` is of images); the median short side
+            where they are not square or vary.
         channels: 1 (grey) or 3 (RGB).
         num_classes: number of classes.
         class_names: their names; the label is the place in this tuple.
         max_value: the pixel value that means white.
-        num_examples: number of examples in "train" and in "test", as they are used; of text, of bytes.
-        kind: "images", or "text", which has neither size, channels nor classes.
+        num_examples: number of examples in "train" and in "test", as they are used.
+        tokens: what the tokens are; None for images.
     """
 
     name: str
-    image_size: int
-    channels: int
-    num_classes: int
-    class_names: tuple[str, ...]
-    max_value: int
-    num_examples: dict[str, int]
-    kind: str = "images"
+    image_size: int = 0
+    channels: int = 0
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    max_value: int = 0
+    num_examples: dict[str, int] = dataclasses.field(default_factory=dict)
+    tokens: Tokens | None = None
+
+    @property
+    def kind(self) -> str:
+        """What an example is, for people."""
+        return self.tokens.kind if self.tokens else "images"
+
+    def cut(self, length: int) -> "DatasetInfo":
+        """As it is once sequences that leave their length open are cut into windows of ``length`` tokens."""
+        if self.tokens is None or self.tokens.length is not None:
+            return self
+        counts = {split: count // length for split, count in self.num_examples.items()}
+        tokens = dataclasses.replace(self.tokens, length=length)
+        return dataclasses.replace(self, num_examples=counts, tokens=tokens)
+
+    def example(self, shape: tuple[int, ...] | None) -> dict[str, tuple[tuple[int, ...], type]]:
+        """The entries of an example that a model reads, name → (shape, type); ``shape`` is that of its images."""
+        if self.tokens is None:
+            return {"image": (shape, np.uint8), "label": ((), np.int32)}
+        return {"tokens": ((self.tokens.length,), np.uint8 if self.tokens.vocab_size <= 256 else np.int32)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], length: int | None) -> "DatasetInfo":
+        """From what `dataclasses.asdict` became in a file; older files say ``kind`` and mean bytes by "text".
+
+        Args:
+            values: the content of the file.
+            length: of a text's windows, which older files leave to the model.
+        """
+        values = {**values, "class_names": tuple(values["class_names"])}
+        kind, tokens = values.pop("kind", "images"), values.pop("tokens", None)
+        if tokens is not None:
+            tokens = Tokens(**tokens)
+        elif kind == "text":
+            tokens = Tokens(256, "byte", "text", length)
+        return cls(**values, tokens=tokens)
 
 
 class Source(Protocol):
@@ -47,18 +121,19 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": uint8 [h, w, c] or `transforms.Encoded`, "label": np.int32}, or of text {"text": uint8 [n]}; InputError
-        if it cannot be read.
+        """{"image": uint8 [h, w, c] or `transforms.Encoded`, "label": np.int32}, or {"tokens": whole numbers [n]}.
+
+        Raises:
+            InputError: it cannot be read.
         """
         ...
 
 
 class Dataset(Protocol):
-    """A dataset that has been found and checked; one class for each kind of name."""
+    """A dataset that has been opened and checked; one class for each kind of name."""
 
-    splits: Mapping[
-        str, int
-    ]  # Number of examples by the split's name; "train" and one of TEST_SPLITS are there.
+    # Number of examples by the split's name; "train" and one of TEST_SPLITS are there.
+    splits: Mapping[str, int]
 
     def info(self, name: str) -> DatasetInfo:
         """Says what it holds; ``name`` is what the user called it."""
@@ -67,6 +142,42 @@ class Dataset(Protocol):
     def load(self, split: str) -> Source:
         """The examples of a split as they are stored."""
         ...
+
+    def cut(self, length: int) -> "Dataset":
+        """The dataset with examples of ``length`` tokens, where it leaves their length to the model; else itself."""
+        ...
+
+
+class LabelledImages:
+    """What all datasets of images have in common. A source sets ``classes`` and ``splits`` and defines `load`."""
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, int]
+    white = 255  # The pixel value.
+
+    def info(self, name: str) -> DatasetInfo:
+        size, channels = self.natural_shape()
+        return DatasetInfo(
+            name=name,
+            num_examples=dict(self.splits),
+            image_size=size,
+            channels=channels,
+            num_classes=len(self.classes),
+            class_names=self.classes,
+            max_value=self.white,
+        )
+
+    def load(self, split: str) -> Source:
+        raise NotImplementedError
+
+    def cut(self, length: int) -> Dataset:
+        del length
+        return self
+
+    def natural_shape(self) -> tuple[int, int]:
+        """The size and the number of channels that training images have without conversion."""
+        source = self.load("train")
+        return median_shape(source, len(source))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +274,16 @@ def held_out_fifth(labels: np.ndarray, where: str) -> dict[str, np.ndarray]:
     return split
 
 
-def natural_shape(count: int, image: Callable[[int], np.ndarray]) -> tuple[int, int]:
-    """The median short side of some images, and 1 channel if all of them are grey."""
-    shapes = [image(i).shape for i in np.linspace(0, count - 1, min(count, _SAMPLE), dtype=int)]
+def median_shape(source: Source, count: int) -> tuple[int, int]:
+    """The median short side of some of the first ``count`` images, and 1 channel if all of them are grey."""
+    some = spread(Part(source, range(count)), _SAMPLE)
+    shapes = [transforms.decode(*some[i]["image"]).shape for i in range(len(some))]
     return int(np.median([min(h, w) for h, w, _ in shapes])), max(c for _, _, c in shapes)
+
+
+def spread(source: Source, count: int) -> Part:
+    """At most ``count`` examples, evenly spread: the first ones of a folder would all be of its first class."""
+    return Part(source, np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
 
 
 def natural(text: str) -> tuple[list[str | int], str]:

@@ -9,13 +9,13 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import transforms
-from crate_jax.data.dataset import SPLITS, DatasetInfo, Source, held_out_fifth, natural, natural_shape
+from crate_jax.data.dataset import SPLITS, LabelledImages, Source, held_out_fifth, natural
 
 _LAYOUT = "accepted: train/CLASS/* with test/CLASS/* (or val/CLASS/*), or CLASS/* alone"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-class Folder:
+class Folder(LabelledImages):
     """Image files in class folders, see `sources`."""
 
     def __init__(self, path: Path, exclude: str | None):
@@ -67,19 +67,6 @@ class Folder:
         paths = [path for name in self.classes for path in images.get(name, ())]
         counts = [len(images.get(name, ())) for name in self.classes]
         return paths, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-
-    def info(self, name: str) -> DatasetInfo:
-        paths, _ = self._splits["train"]
-        size, channels = natural_shape(len(paths), lambda i: transforms.decode(*_read(paths[i])))
-        return DatasetInfo(
-            name=name,
-            image_size=size,
-            channels=channels,
-            num_classes=len(self.classes),
-            class_names=self.classes,
-            max_value=255,
-            num_examples=self.splits,
-        )
 
     def load(self, split: str) -> Source:
         return _Files(*self._splits[split])

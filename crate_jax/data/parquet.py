@@ -11,13 +11,13 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import transforms
-from crate_jax.data.dataset import TEST_SPLITS, DatasetInfo, Source, by_split, natural_shape
+from crate_jax.data.dataset import TEST_SPLITS, LabelledImages, Source, by_split, median_shape
 
 # Rows can be read in groups only: so much is kept of the groups that were read last.
 _CACHE_BYTES = 2**30
 
 
-class Parquet:
+class Parquet(LabelledImages):
     """A dataset of Hugging Face on disk, see `sources`."""
 
     def __init__(self, path: Path):
@@ -65,21 +65,10 @@ class Parquet:
             raise InputError(f"{self._name}: labels up to {count - 1}, {len(self.classes)} class names")
         self.splits = {split: len(source) for split, source in self._sources.items()}
 
-    def info(self, name: str) -> DatasetInfo:
-        source = self._sources["train"]
+    def natural_shape(self) -> tuple[int, int]:
         # Only the first group: looking everywhere would read all files.
-        size, channels = natural_shape(
-            min(len(source), source.rows[0][2]), lambda i: transforms.decode(*source[i]["image"])
-        )
-        return DatasetInfo(
-            name=name,
-            image_size=size,
-            channels=channels,
-            num_classes=len(self.classes),
-            class_names=self.classes,
-            max_value=255,
-            num_examples=self.splits,
-        )
+        source = self._sources["train"]
+        return median_shape(source, min(len(source), source.rows[0][2]))
 
     def load(self, split: str) -> Source:
         return self._sources[split]

@@ -22,6 +22,7 @@ import grain
 import numpy as np
 
 from crate_jax import InputError
+from crate_jax.data.augmentation import Crops
 from crate_jax.data.sources import Source
 from crate_jax.data.transforms import Image
 
@@ -102,6 +103,7 @@ def train(
     batch_size: int,
     seed: int,
     augment: Augmentation | None = None,
+    crops: Crops | None = None,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
@@ -115,6 +117,7 @@ def train(
         seed: decides order and augmentation.
         augment: maps (image, generator) to the augmented image, such as `transforms.Augment`; the generator
             depends on (seed, position in the stream), so an example is augmented anew each epoch.
+        crops: cut out of the image as it is stored, see `augmentation.Crops`; as random as ``augment``.
         process_index: which part of each global batch is this process's.
         process_count: number of equal parts.
         num_threads: threads that prepare batches ahead; None takes one a core, and 0 prepares each batch when it is
@@ -133,7 +136,7 @@ def train(
     shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     order = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
     plan = _Training(
-        source, augment, order, augment_seed, batch_size, process_index * local_batch, local_batch
+        source, augment, crops, order, augment_seed, batch_size, process_index * local_batch, local_batch
     )
     return Batches(plan, num_threads, prefetch)
 
@@ -165,6 +168,7 @@ class _Training:
 
     source: Source
     augment: Augmentation | None
+    crops: Crops | None
     order: grain.MapDataset
     seed: int
     batch_size: int
@@ -180,10 +184,13 @@ class _Training:
             position = step * self.batch_size + self.first_row + row
             index = int(self.order[position])
             example = self.source[index]
+            state["state"]["counter"][1] = position
+            bits.state = state
+            stored = example.get("image")
             if self.augment is not None:
-                state["state"]["counter"][1] = position
-                bits.state = state
-                example = {**example, "image": self.augment(example["image"], rng)}
+                example = {**example, "image": self.augment(stored, rng)}
+            if self.crops is not None:
+                example = {**example, **self.crops(stored, rng)}
             yield {**example, "index": np.int64(index)}
 
 

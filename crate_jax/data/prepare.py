@@ -18,7 +18,7 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import files, sources, transforms
-from crate_jax.data.dataset import Source
+from crate_jax.data.dataset import LabelledImages, Source, spread
 from crate_jax.data.shards import Progress, Shard, encoded, silent, write_missing
 
 PLAN, REPORT, FINISHED = "prepare.json", "prepared.json", "dataset_info.json"
@@ -78,11 +78,12 @@ def prepare(
     Raises:
         InputError: the dataset or ``output`` cannot be used, an image is unreadable (if that is to stop), counts differ.
     """
-    if name == "stdlib" or name.startswith("text:"):
-        raise InputError(f"--input: {name} is text, read as it lies; accepted: labelled images")
-    if name == "digits":  # A record's white is 255; the same values would be nearly black.
-        raise InputError("--input: white is 16 in digits; accepted: images whose white is 255")
-    dataset = sources.find(name, data_dir=data_dir, exclude=str(output))
+    dataset = sources.open_dataset(name, data_dir=data_dir, exclude=str(output))
+    if not isinstance(dataset, LabelledImages):
+        kind = dataset.info(name).kind
+        raise InputError(f"--input: {name} is {kind}, read as it lies; accepted: labelled images")
+    if dataset.white != 255:  # A record's white is 255; the same values would be nearly black.
+        raise InputError(f"--input: white is {dataset.white} in {name}; accepted: images whose white is 255")
     splits = {split: dataset.load(split) for split in dataset.splits}
     output.mkdir(parents=True, exist_ok=True)
     with _lock(output):
@@ -156,22 +157,24 @@ def _plan(
 def _digest(source: Source) -> str:
     """Of the names and labels of some examples: the listing, not the content, of what is prepared."""
     digest = hashlib.sha256()
-    for i in np.linspace(0, len(source) - 1, min(len(source), 256), dtype=int):
+    some = spread(source, 256)
+    for i in range(len(some)):
         try:
-            example = source[int(i)]
+            example = some[i]
         except InputError:
             continue
         image = example["image"]
         where = image.where if isinstance(image, transforms.Encoded) else ""
-        digest.update(f"{i} {os.path.basename(where)} {int(example['label'])}\n".encode())
+        digest.update(f"{some.indices[i]} {os.path.basename(where)} {int(example['label'])}\n".encode())
     return digest.hexdigest()
 
 
 def _num_shards(source: Source, shard_bytes: int) -> int:
     sizes = []
-    for i in np.linspace(0, len(source) - 1, min(len(source), 64), dtype=int):
+    some = spread(source, 64)
+    for i in range(len(some)):
         with contextlib.suppress(InputError):
-            sizes.append(len(encoded(source[int(i)]["image"]).data))
+            sizes.append(len(encoded(some[i]["image"]).data))
     total = len(source) * float(np.mean(sizes)) if sizes else 0
     return min(len(source), max(round(total / shard_bytes), -(-len(source) // _SHARD_RECORDS)))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import transforms
-from crate_jax.data.dataset import TEST_SPLITS, DatasetInfo, Source, natural_shape
+from crate_jax.data.dataset import TEST_SPLITS, LabelledImages, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Unparsed:
         return record
 
 
-class _Labelled:
+class _Labelled(LabelledImages):
     """Prepared records with the features image and label."""
 
     def __init__(self, name: str, features: Any, splits: dict[str, Sequence[dict[str, Any]]]):
@@ -69,19 +69,6 @@ class _Labelled:
             raise InputError(f"{name} has the splits {', '.join(splits)}; {accepted}")
         self.splits = {split: len(records) for split, records in self._splits.items()}
         self.classes = tuple(features["label"].names)
-
-    def info(self, name: str) -> DatasetInfo:
-        source = self.load("train")
-        size, channels = natural_shape(len(source), lambda i: transforms.decode(*source[i]["image"]))
-        return DatasetInfo(
-            name=name,
-            image_size=size,
-            channels=channels,
-            num_classes=len(self.classes),
-            class_names=self.classes,
-            max_value=255,
-            num_examples=self.splits,
-        )
 
     def load(self, split: str) -> Source:
         return _Records(self._splits[split], self._name)
@@ -99,12 +86,12 @@ class ArrayRecord(_Labelled):
     """A folder of array_record files in the form of TensorFlow datasets."""
 
     def __init__(self, path: Path):
-        import tensorflow_datasets as tfds  # seconds to import, and only this kind needs it
-
         accepted = "accepted: what python -m crate_jax.prepare or TensorFlow datasets wrote as array_record"
         if not (path / "dataset_info.json").is_file():
             half = "is not finished: start its preparation again" if (path / "prepare.json").is_file() else ""
             raise InputError(f"folder {path} {half or 'holds no dataset_info.json'}; {accepted}")
+        import tensorflow_datasets as tfds  # seconds to import, and only this kind needs it
+
         try:
             builder = tfds.builder_from_directory(path)
             raw = builder.as_data_source(deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)

@@ -25,22 +25,61 @@ A held-out fifth is the same in every run, whatever the seed. Splits are asked f
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crate_jax import InputError
 from crate_jax.data import transforms
 from crate_jax.data.arrays import Digits, Npz
-from crate_jax.data.dataset import Dataset, DatasetInfo, Joined, Part, Source, select
+from crate_jax.data.dataset import Dataset, DatasetInfo, Joined, Part, Source, Tokens, select
 from crate_jax.data.folders import Folder
 from crate_jax.data.parquet import Parquet
 from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
-from crate_jax.data.text import Text
+from crate_jax.data.text import BYTES, Text
+from crate_jax.settings import nearest
 
-__all__ = ["Dataset", "DatasetInfo", "Fitted", "Source", "Text", "find", "inspect", "load", "load_text"]
+__all__ = ["Dataset", "DatasetInfo", "Fitted", "Source", "Tokens", "inspect", "load", "open_dataset"]
 
-_PATHS = {"array_record": ArrayRecord, "tar": Tars, "parquet": Parquet, "npz": Npz}
+
+class Place(NamedTuple):
+    """Where a dataset is looked for: see `open_dataset`."""
+
+    data_dir: str | None
+    exclude: str | None
+
+
+class Kind(NamedTuple):
+    """A kind of dataset.
+
+    Attributes:
+        open: opens one, given what follows the colon in its name.
+        argument: what that is called; "" where there is nothing.
+        tokens: what all datasets of the kind hold, where it is not images.
+    """
+
+    open: Callable[[str, Place], Dataset]
+    argument: str = "PATH"
+    tokens: Tokens | None = None
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+# What stands before the colon of a name. A new source is its file and one row here.
+SOURCES: dict[str, Kind] = {
+    "digits": Kind(lambda _, place: Digits(), ""),
+    "tfds": Kind(lambda name, place: Tfds(name, place.data_dir), "NAME"),
+    "folder": Kind(lambda path, place: Folder(_path(path), place.exclude)),
+    "array_record": Kind(lambda path, place: ArrayRecord(_path(path))),
+    "tar": Kind(lambda path, place: Tars(_path(path))),
+    "parquet": Kind(lambda path, place: Parquet(_path(path))),
+    "npz": Kind(lambda path, place: Npz(_path(path))),
+    "stdlib": Kind(lambda _, place: Text.standard_library(), "", BYTES),
+    "text": Kind(lambda path, place: Text(_path(path), place.exclude), tokens=BYTES),
+}
 
 
 def inspect(
@@ -50,7 +89,7 @@ def inspect(
     test: str = "test",
     data_dir: str | None = None,
     exclude: str | None = None,
-    dataset: Dataset | Text | None = None,
+    dataset: Dataset | None = None,
 ) -> DatasetInfo:
     """Says what a dataset holds, looking at a few images at most.
 
@@ -60,15 +99,15 @@ def inspect(
         test: the split that is tested on.
         data_dir: where TensorFlow datasets are kept; None takes their default.
         exclude: a directory that is not data although it may lie in the folder (the run's own).
-        dataset: what `find` gave for this name; None looks for it, which takes its time for many files.
+        dataset: what `open_dataset` gave for this name; None looks for it, which takes its time for many files.
 
     Raises:
         InputError: an unknown name or split, or data that are missing or not in an accepted form.
     """
-    dataset = dataset or find(name, data_dir=data_dir, exclude=exclude)
-    if isinstance(dataset, Text):
-        return dataset.info(name)
+    dataset = dataset or open_dataset(name, data_dir=data_dir, exclude=exclude)
     info = dataset.info(name)
+    if info.tokens is not None and info.tokens.length is None:
+        return info  # Its examples are cut when their length is known.
     counts = {
         use: sum(len(examples) for _, examples in select(spec, dataset.splits))
         for use, spec in (("train", train), ("test", test))
@@ -84,9 +123,10 @@ def load(
     channels: int | None = None,
     resize: int | None = None,
     stretch: bool = False,
+    length: int | None = None,
     data_dir: str | None = None,
     exclude: str | None = None,
-    dataset: Dataset | Text | None = None,
+    dataset: Dataset | None = None,
 ) -> Source:
     """The examples of a split.
 
@@ -96,9 +136,10 @@ def load(
         image_size: see `transforms.fit`; None leaves the images as they are stored.
         channels: 1 (grey) or 3 (RGB); goes with ``image_size``.
         resize, stretch: see `transforms.fit`.
+        length: tokens of an example, see `Dataset.cut`; of no meaning to images.
         data_dir: where TensorFlow datasets are kept; None takes their default.
         exclude: a directory that is not data although it may lie in the folder (the run's own).
-        dataset: what `find` gave for this name; None looks for it, which takes its time for many files.
+        dataset: what `open_dataset` gave for this name; None looks for it, which takes its time for many files.
 
     Raises:
         InputError: as `inspect`, or a split, size or number of channels that does not exist.
@@ -107,7 +148,9 @@ def load(
         raise InputError(f"image size is {image_size}; accepted: 1 pixel or more")
     if image_size is not None and channels not in (1, 3):
         raise InputError(f"number of channels is {channels}; accepted: 1 (grey), 3 (RGB)")
-    dataset = dataset or find(name, data_dir=data_dir, exclude=exclude)
+    dataset = dataset or open_dataset(name, data_dir=data_dir, exclude=exclude)
+    if length is not None:
+        dataset = dataset.cut(length)
     chosen = select(split, dataset.splits)
     parts = tuple(
         dataset.load(own) if len(examples) == dataset.splits[own] else Part(dataset.load(own), examples)
@@ -117,25 +160,7 @@ def load(
     return source if image_size is None else Fitted(source, image_size, channels, resize, stretch)
 
 
-def load_text(
-    name: str, use: str, *, length: int, exclude: str | None = None, dataset: Text | None = None
-) -> Source:
-    """The windows of a text, see `text.Text.windows`.
-
-    Args:
-        name: ``stdlib`` or ``text:PATH``.
-        use: "train" or "test".
-        length: bytes of a window.
-        exclude: a directory that is no text although it may lie in the folder (the run's own).
-        dataset: what `find` gave for this name; None looks for it.
-
-    Raises:
-        InputError: a text that is missing, empty, or shorter than a window.
-    """
-    return (dataset or find(name, exclude=exclude)).windows(use, length)
-
-
-def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) -> Dataset | Text:
+def open_dataset(name: str, *, data_dir: str | None = None, exclude: str | None = None) -> Dataset:
     """The dataset of a name, its files listed and checked.
 
     Args:
@@ -147,22 +172,13 @@ def find(name: str, *, data_dir: str | None = None, exclude: str | None = None) 
         InputError: an unknown name, or data that are missing or not in an accepted form.
     """
     kind, _, rest = name.partition(":")
-    if name == "digits":
-        return Digits()
-    if name == "stdlib":
-        return Text.standard_library()
-    if kind == "text" and rest:
-        return Text(Path(rest).expanduser(), exclude)
-    if kind == "folder" and rest:
-        return Folder(Path(rest).expanduser(), exclude)
-    if kind in _PATHS and rest:
-        return _PATHS[kind](Path(rest).expanduser())
-    if kind == "tfds" and rest:
-        return Tfds(rest, data_dir)
-    accepted = ", ".join(
-        ("digits", "tfds:NAME", "folder:PATH", *(f"{kind}:PATH" for kind in _PATHS), "stdlib", "text:PATH")
-    )
-    raise InputError(f"unknown dataset {name!r}; accepted: {accepted}")
+    row = SOURCES.get(kind)
+    if row is None or (not rest if row.argument else name != kind):
+        names = (f"{kind}:{row.argument}".rstrip(":") for kind, row in SOURCES.items())
+        near = nearest(kind, SOURCES)
+        hint = f"; did you mean {near}?" if near and near != kind else ""
+        raise InputError(f"unknown dataset {name!r}; accepted: {', '.join(names)}{hint}")
+    return row.open(rest, Place(data_dir, exclude))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,9 @@
 import numpy as np
 
 from crate_jax import InputError
-from crate_jax.data.dataset import Part, Source
+from crate_jax.data.dataset import Part, Source, spread
+
+__all__ = ["per_class", "spread"]
 
 
 def per_class(source: Source, count: int, *, num_classes: int, seed: int) -> Source:
@@ -34,8 +36,3 @@ def per_class(source: Source, count: int, *, num_classes: int, seed: int) -> Sou
     raise InputError(
         f"data.labels_per_class: found {count}; accepted: at most {fewest}, the size of the smallest class"
     )
-
-
-def spread(source: Source, count: int) -> Source:
-    """At most `count` examples, evenly spread: the first ones of a folder would all be of its first class."""
-    return Part(source, np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))

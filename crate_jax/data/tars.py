@@ -14,7 +14,7 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import transforms
-from crate_jax.data.dataset import DatasetInfo, Source, by_split, natural, natural_shape
+from crate_jax.data.dataset import LabelledImages, Source, by_split, natural
 from crate_jax.data.folders import IMAGE_SUFFIXES
 
 _IMAGENET = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
@@ -55,7 +55,7 @@ class _Spans:
         return {"image": transforms.Encoded(data, f"{path}/{name}"), "label": self.labels[index]}
 
 
-class Tars:
+class Tars(LabelledImages):
     """Images in tar files, see `sources`."""
 
     def __init__(self, path: Path):
@@ -65,19 +65,6 @@ class Tars:
         else:
             self.classes, self._sources = _archives(path)
         self.splits = {split: len(source) for split, source in self._sources.items()}
-
-    def info(self, name: str) -> DatasetInfo:
-        source = self._sources["train"]
-        size, channels = natural_shape(len(source), lambda i: transforms.decode(*source[i]["image"]))
-        return DatasetInfo(
-            name=name,
-            image_size=size,
-            channels=channels,
-            num_classes=len(self.classes),
-            class_names=self.classes,
-            max_value=255,
-            num_examples=self.splits,
-        )
 
     def load(self, split: str) -> Source:
         return self._sources[split]

@@ -5,6 +5,7 @@ windows follow each other, so that each of their bytes is predicted once and the
 that do not fill a window, fewer than one window has, belong to no test window and to no number.
 """
 
+import copy
 import dataclasses
 import sysconfig
 from pathlib import Path
@@ -13,14 +14,18 @@ from typing import Any
 import numpy as np
 
 from crate_jax import InputError
-from crate_jax.data.dataset import SPLITS, DatasetInfo, Source
+from crate_jax.data.dataset import SPLITS, DatasetInfo, Source, Tokens
 
+# What a text holds.
+BYTES = Tokens(256, "byte", "text")
 # Grain permutes indices below 2³².
 _MAX_STARTS = 2**31
 
 
 class Text:
     """A text that has been found: a file, or a folder with `train/` and `test/`; otherwise the last tenth is for testing."""
+
+    _length: int | None = None  # Of the windows, in bytes; see `cut`.
 
     def __init__(self, path: Path, exclude: str | None = None):
         self._path = path
@@ -52,38 +57,48 @@ class Text:
         text._texts = _held_out_tenth(_Joined.of(sorted(text._path.glob("*.py"))))
         return text
 
-    def info(self, name: str) -> DatasetInfo:
-        """What it holds; `num_examples` counts bytes, as the length of the windows is not known yet."""
-        return DatasetInfo(
-            name=name,
-            image_size=0,
-            channels=0,
-            num_classes=0,
-            class_names=(),
-            max_value=255,
-            num_examples={split: len(text) for split, text in self._texts.items()},
-            kind="text",
-        )
+    @property
+    def splits(self) -> dict[str, int]:
+        """Windows of each split; single bytes while their length is open. One where there is none: `load` says why."""
+        return {split: max(1, self._windows(split).count) for split in SPLITS}
 
-    def windows(self, split: str, length: int) -> Source:
+    def info(self, name: str) -> DatasetInfo:
+        """What it holds; of a text whose windows have no length yet `num_examples` counts bytes."""
+        counts = {split: len(text) for split, text in self._texts.items()}
+        info = DatasetInfo(name, num_examples=counts, tokens=BYTES)
+        return info if self._length is None else info.cut(self._length)
+
+    def cut(self, length: int) -> "Text":
+        """The same text in windows of so many bytes.
+
+        Raises:
+          InputError: a training text that is shorter than a window.
+        """
+        text = copy.copy(self)
+        text._length = length
+        text.load("train")
+        return text
+
+    def load(self, split: str) -> Source:
         """The windows of a split: all that there are for training, those that follow each other for testing.
 
-        Args:
-          split: "train" or "test".
-          length: bytes of a window.
         Raises:
           InputError: a text that is shorter than a window.
         """
-        text = self._texts[split]
-        starts = len(text) - length + 1
-        if starts < 1:
+        windows = self._windows(split)
+        if windows.count < 1:
             raise InputError(
-                f"data.name: the {split} text of {self._path} has {len(text):,} bytes; accepted: at least {length:,}, the "
-                "window that model.num_positions asks for"
+                f"data.name: the {split} text of {self._path} has {len(self._texts[split]):,} bytes; accepted: at least "
+                f"{windows.length:,}, the window that model.num_positions asks for"
             )
+        return windows
+
+    def _windows(self, split: str) -> "_Windows":
+        text, length = self._texts[split], self._length or 1
         if split == "test":
             return _Windows(text, length, length, len(text) // length)
-        stride = -(-starts // _MAX_STARTS)
+        starts = len(text) - length + 1
+        stride = max(1, -(-starts // _MAX_STARTS))
         return _Windows(text, length, stride, -(-starts // stride))
 
 
@@ -127,7 +142,7 @@ class _Windows:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"text": self.text.read(index * self.stride, self.length)}
+        return {"tokens": self.text.read(index * self.stride, self.length)}
 
 
 def _held_out_tenth(text: _Joined) -> dict[str, _Joined]:

@@ -5,7 +5,6 @@ decoded, so that a crop decodes no more than it needs. Whatever is random is giv
 caller decides what the result depends on.
 """
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import numpy as np
 from PIL import Image as pillow
 
 from crate_jax import InputError
-from crate_jax.data import policies
 
 # The pipeline's own threads already occupy the cores; OpenCV's would only compete with them.
 cv2.setNumThreads(0)
@@ -103,7 +101,7 @@ def fit(
     Raises:
         InputError: the image cannot be decoded, ``resize`` leaves less than ``size``, or there is ``stretch`` beside it.
     """
-    image, (rows, columns) = _array(image, channels), sides(size)
+    image, (rows, columns) = as_array(image, channels), sides(size)
     if image.shape == (rows, columns, channels) and resize is None:
         return image
     if stretch and resize is not None:
@@ -199,7 +197,7 @@ def inception_crop(
     rows, columns = sides(size)
     shape = _jpeg_shape(image.data) if isinstance(image, Encoded) else None
     if shape is None:
-        image = _array(image, channels)
+        image = as_array(image, channels)
         shape = image.shape[:2]
     top, left, height, width = _crop_box(rng, *shape, scale, ratio)
     box = left, top, left + width, top + height
@@ -208,7 +206,12 @@ def inception_crop(
         reduction = next((reduction for reduction in (8, 4, 2) if reduction <= most), 1)
         image = decode(*image, channels=channels, reduction=reduction)
         box = tuple(side / reduction for side in box)
-    return resample(_array(image, channels), size, box=box, interpolation=interpolation)
+    image = as_array(image, channels)
+    if interpolation == "bilinear" and height <= rows and width <= columns:
+        # Nothing is reduced: OpenCV's linear interpolation is the same, to one level, in a third of the time.
+        part = image[top : top + height, left : left + width]
+        return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR).reshape(rows, columns, -1)
+    return resample(image, size, box=box, interpolation=interpolation)
 
 
 def _crop_box(rng, height: int, width: int, scale, ratio) -> tuple[int, int, int, int]:
@@ -225,8 +228,8 @@ def _crop_box(rng, height: int, width: int, scale, ratio) -> tuple[int, int, int
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _array(image: Image, channels: int) -> np.ndarray:
-    """The decoded image with the wanted number of channels."""
+def as_array(image: Image, channels: int) -> np.ndarray:
+    """The decoded image with the wanted number of channels, 1 or 3."""
     if isinstance(image, Encoded):
         return decode(*image, channels=channels)
     if channels < image.shape[2]:
@@ -277,101 +280,3 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirrors an image left to right with probability 1/2."""
     # NumPy's mirrored view costs twenty times as much to copy into the batch.
     return cv2.flip(image, 1).reshape(image.shape) if rng.random() < 0.5 else image
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """The augmentation of one training example; the default does nothing. In the order in which they are done:
-
-    Attributes:
-        shift: largest shift in pixels, may be a fraction, see `random_shift`.
-        flip: mirror half of the examples.
-        crop_padding: pixels added on each side before a random crop, see `random_crop`.
-        size: (height, width) or one number for both; None leaves the image as it is.
-        channels: 1 or 3; None leaves the image as it is.
-        resize, stretch: see `fit`, which gives the image its size unless ``crop_scale`` does.
-        crop_scale: the `inception_crop`'s smallest and largest share of the area; empty is off.
-        interpolation: the filter of the `inception_crop` and of ``randaugment_timm``: "bilinear" or "bicubic".
-        randaugment: operations and magnitude, see `policies.randaugment`; empty is off.
-        randaugment_timm: the same for `policies.randaugment_timm`.
-        trivial_augment: see `policies.trivial_augment`.
-        three_augment: see `policies.three_augment`.
-        color_jitter: strength, see `policies.color_jitter`.
-    """
-
-    shift: float = 0.0
-    flip: bool = False
-    crop_padding: int = 0
-    size: Size | None = None
-    channels: int | None = None
-    resize: int | None = None
-    stretch: bool = False
-    crop_scale: tuple[float, ...] = ()
-    interpolation: str = "bilinear"
-    randaugment: tuple[int, ...] = ()
-    randaugment_timm: tuple[int, ...] = ()
-    trivial_augment: bool = False
-    three_augment: bool = False
-    color_jitter: float = 0.0
-
-    def __post_init__(self):
-        for name in ("shift", "crop_padding"):
-            if getattr(self, name) < 0:
-                raise InputError(f"augmentation: {name} is {getattr(self, name)}; accepted: 0 or more pixels")
-        if self.crop_scale and (
-            len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1
-        ):
-            raise InputError(
-                f"augmentation: crop_scale is {self.crop_scale}; accepted: two shares of the area, 0 < a <= b <= 1"
-            )
-        for name, most in (("randaugment", 30), ("randaugment_timm", 10)):
-            found = getattr(self, name)
-            if found and (len(found) != 2 or found[0] < 1 or not 0 <= found[1] <= most):
-                raise InputError(
-                    f"augmentation: {name} is {found}; accepted: operations, magnitude (0 to {most})"
-                )
-        if self.interpolation not in FILTERS:
-            raise InputError(
-                f"augmentation: interpolation is {self.interpolation!r}; accepted: {', '.join(FILTERS)}"
-            )
-        if not 0 <= self.color_jitter <= 1:
-            raise InputError(f"augmentation: color_jitter is {self.color_jitter}; accepted: 0 to 1")
-        colour = [name for name in ("trivial_augment", "three_augment") if getattr(self, name)]
-        colour += [
-            name for name in ("randaugment", "randaugment_timm", "color_jitter") if getattr(self, name)
-        ]
-        if colour and self.channels == 1:
-            raise InputError(f"augmentation: {colour[0]} needs colour images; found 1 channel")
-
-    def __call__(self, image: Image, rng: np.random.Generator) -> np.ndarray:
-        """Augments an image, uint8 [height, width, channels] or encoded."""
-        if self.crop_scale:
-            image = inception_crop(
-                image,
-                rng,
-                size=self.size,
-                channels=self.channels,
-                scale=self.crop_scale,
-                interpolation=self.interpolation,
-            )
-        elif self.size is not None:
-            image = fit(
-                image, size=self.size, channels=self.channels, resize=self.resize, stretch=self.stretch
-            )
-        if self.shift:
-            image = random_shift(image, rng, self.shift)
-        if self.crop_padding:
-            image = random_crop(image, rng, self.crop_padding)
-        if self.flip:
-            image = random_flip(image, rng)
-        if self.randaugment:
-            image = policies.randaugment(image, rng, *self.randaugment)
-        if self.randaugment_timm:
-            image = policies.randaugment_timm(image, rng, *self.randaugment_timm, FILTERS[self.interpolation])
-        if self.trivial_augment:
-            image = policies.trivial_augment(image, rng)
-        if self.three_augment:
-            image = policies.three_augment(image, rng)
-        if self.color_jitter:
-            image = policies.color_jitter(image, rng, self.color_jitter)
-        return image

@@ -51,13 +51,13 @@ def create(config: ConfigT, platform: str | None = None) -> Model[ConfigT]:
     """The model that a configuration of one of the FAMILIES describes.
 
     Args:
-      config: the configuration; `auto` in it is decided here.
+      config: the configuration; kept as it is, `auto` in it is decided for `model.resolved`.
       platform: of the devices the model will run on (see `resolve`); by default that of the process.
     Raises:
       InputError: a configuration that describes no model, or none that runs there.
     """
     family = FAMILIES[config.family]
-    return Model(resolve(config, platform), family.module, family.readings)
+    return Model(config, family.module, family.readings, platform)
 
 
 __all__ = [

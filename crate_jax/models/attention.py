@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from crate_jax import InputError
 from crate_jax.models import cudnn
-from crate_jax.models.layers import choose, row_dot
+from crate_jax.models.layers import row_dot
+from crate_jax.settings import one_of
 
 # Queries that causal attention takes at a time, each block against the keys up to its own end: nearly half of the products,
 # which the mask would throw away, are never formed.
@@ -192,7 +193,7 @@ def resolve_kernel(name: str, platform: str, dtype: str, head_dim: int) -> str:
         kernel = AUTO.get(platform, "xla")
         fits = dtype in KERNELS[kernel].dtypes and head_dim % KERNELS[kernel].unit == 0
         return kernel if fits else "xla"
-    choose("model.attention_kernel", name, ("auto", *KERNELS))
+    one_of("model.attention_kernel", name, ("auto", *KERNELS))
     if platform not in KERNELS[name].platforms:
         running = [other for other, kernel in KERNELS.items() if platform in kernel.platforms]
         raise InputError(
@@ -209,7 +210,7 @@ def resolve_kernel(name: str, platform: str, dtype: str, head_dim: int) -> str:
 
 
 def _find(kernel: str) -> Kernel:
-    choose("kernel of attention (models.resolve decides what auto is)", kernel, KERNELS)
+    one_of("kernel of attention (models.resolve decides what auto is)", kernel, KERNELS)
     return KERNELS[kernel]
 
 

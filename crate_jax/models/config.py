@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax import InputError
-from crate_jax.models.attention import resolve_kernel
-from crate_jax.models.layers import choose
+from crate_jax.models.attention import KERNELS, resolve_kernel
+from crate_jax.settings import one_of, setting
 
 DTYPES = ("float32", "bfloat16", "auto")
 # Layers that are compiled one by one on a GPU: those of the published image models and of iGPT-S. It takes up to a minute.
@@ -41,14 +41,17 @@ class ModelConfig:
     (a key of `attention.KERNELS`). `auto`, and for `scan` None, is decided by `resolve`, before the model is built.
     """
 
-    family: str = ""
-    dim: int = 384
-    depth: int = 12
-    heads: int = 6
-    scan: bool | None = None
-    remat: str = "none"
-    dtype: str = "auto"
-    attention_kernel: str = "auto"
+    family: str = setting("", "The kind of model, a key of models.FAMILIES.")
+    dim: int = setting(384, "Width: features of a token.", least=1)
+    depth: int = setting(12, "Number of blocks.", least=1)
+    heads: int = setting(6, "Heads, or subspaces, of a block.", least=1)
+    scan: bool | None = setting(
+        None,
+        "Compile one block for all layers; left out: but on a GPU each of up to 24 layers by itself, which is faster.",
+    )
+    remat: str = setting("none", "What the backward pass recomputes to save memory: none, dots or full.")
+    dtype: str = setting("auto", "Type that matmuls run in; auto: bfloat16 on TPU and GPU.", choices=DTYPES)
+    attention_kernel: str = setting("auto", "Implementation of attention.", choices=("auto", *KERNELS))
 
     @property
     def head_dim(self) -> int:
@@ -68,7 +71,7 @@ class ModelConfig:
         Raises:
           InputError: `auto`: modules are built from resolved configurations.
         """
-        choose("model.dtype of a module (models.resolve decides what auto is)", self.dtype, DTYPES[:-1])
+        one_of("model.dtype of a module (models.resolve decides what auto is)", self.dtype, DTYPES[:-1])
         return jnp.dtype(self.dtype)
 
     @property
@@ -109,14 +112,14 @@ def resolve(config: ConfigT, platform: str | None = None) -> ConfigT:
     """
     platform = platform or jax.default_backend()
     platform = "gpu" if platform in ("cuda", "rocm") else platform
-    choose("model.dtype", config.dtype, DTYPES)
+    one_of("model.dtype", config.dtype, DTYPES)
     dtype = config.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     if config.has_attention:
         kernel = resolve_kernel(config.attention_kernel, platform, dtype, config.head_dim)
     else:
-        choose(f"model.attention_kernel of {config.family}", config.attention_kernel, ("auto", "xla"))
+        one_of(f"model.attention_kernel of {config.family}", config.attention_kernel, ("auto", "xla"))
         kernel = "xla"
     scan = config.scan
     if scan is None:

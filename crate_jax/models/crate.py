@@ -11,11 +11,11 @@ from functools import partial
 import jax
 from flax import nnx
 
-from crate_jax import InputError
 from crate_jax.models.config import ModelConfig
 from crate_jax.models.images import ImageClassifier, ImageConfig
-from crate_jax.models.layers import PatchEmbed, choose, layer_norm, linear, number, scalar
+from crate_jax.models.layers import PatchEmbed, layer_norm, linear, number, scalar
 from crate_jax.models.operators import ISTA, MSSA, CRATELayers
+from crate_jax.settings import one_of
 
 # name: (dim, heads, head_dim, depth), arXiv 2306.01129 table 1. Small's heads are 48 wide, not 64.
 SIZES = {
@@ -49,8 +49,7 @@ def crate(size: str, **overrides) -> CRATEConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of CRATE: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of CRATE", size, SIZES)
     dim, heads, head_dim, depth = SIZES[size]
     return CRATEConfig(**{"dim": dim, "heads": heads, "head_dim": head_dim, "depth": depth, **overrides})
 
@@ -65,7 +64,7 @@ class CRATEBlock(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, layers: CRATELayers, *, causal: bool = False, rngs: nnx.Rngs):
-        choose("model.update", layers.update, UPDATES)
+        one_of("model.update", layers.update, UPDATES)
         self.dtype, self.update = config.compute_dtype, layers.update
         self.mssa_norm = layer_norm(config.dim, dtype=self.dtype, rngs=rngs)
         self.mssa = MSSA(config, layers, causal=causal, rngs=rngs)

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from crate_jax import InputError, objectives
+from crate_jax import objectives
 from crate_jax.models.images import ImageClassifier, ImageConfig
 from crate_jax.models.layers import Dense, PatchProjection, layer_norm, uniform_init
 from crate_jax.models.operators import MSSA
+from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads, patch size of the published models)
 SIZES = {
@@ -33,9 +34,9 @@ class CRATEAlphaConfig(ImageConfig):
     """All that determines a CRATE-α. The dictionaries are `dim` × `overcomplete`·`dim`; `step_size` is η, `penalty` λ."""
 
     family: str = "crate_alpha"
-    overcomplete: int = 4
-    step_size: float = 0.1
-    penalty: float = 0.1
+    overcomplete: int = setting(4, "Atoms of a dictionary per feature.", least=1)
+    step_size: float = setting(0.1, "Step size η of ISTA.", least=0)
+    penalty: float = setting(0.1, "Sparsity penalty λ of ISTA.", least=0)
 
 
 def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
@@ -48,8 +49,7 @@ def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of CRATE-α: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of CRATE-α", size, SIZES)
     dim, depth, heads, patch_size = SIZES[size]
     published = {"dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size}
     return CRATEAlphaConfig(**{**published, **overrides})

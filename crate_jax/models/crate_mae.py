@@ -21,6 +21,7 @@ from crate_jax.models.crate import SIZES, CRATEBlock, CRATEConfig
 from crate_jax.models.layers import layer_norm, linear, patchify, rows, uniform_init
 from crate_jax.models.operators import MSSA
 from crate_jax.models.stack import Stack, Trace
+from crate_jax.settings import one_of, setting
 
 # Of the norms that end the encoder and the decoder; those inside the blocks keep PyTorch's 1e-5.
 FINAL_NORM_EPS = 1e-6
@@ -39,7 +40,7 @@ class CRATEMAEConfig(CRATEConfig):
     family: str = "crate_mae"
     num_classes: int = 0
     penalty: float = 0.5
-    mask_ratio: float = 0.75
+    mask_ratio: float = setting(0.75, "Share of the patches that a mask hides.", least=0, below=1)
 
     def fit(self, images: Images) -> tuple[Self, int]:
         """See `CRATEConfig.fit`."""
@@ -63,8 +64,7 @@ def crate_mae(size: str, **overrides) -> CRATEMAEConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of CRATE-MAE: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of CRATE-MAE", size, SIZES)
     dim, heads, head_dim, depth = SIZES[size]
     sizes = {"dim": dim, "heads": heads, "head_dim": head_dim, "depth": depth}
     return CRATEMAEConfig(**{**sizes, **overrides})

@@ -23,6 +23,7 @@ from crate_jax.models.crate import CRATEBlock
 from crate_jax.models.layers import Dense, RMSNorm, layer_norm, normal_param, split_heads
 from crate_jax.models.operators import CRATELayers
 from crate_jax.models.stack import CausalBlock, Stack, Trace
+from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads). The heads of XL were not published; 16 follow L.
 SIZES = {"s": (512, 24, 8), "m": (1024, 36, 8), "l": (1536, 48, 16), "xl": (3072, 60, 16)}
@@ -35,13 +36,13 @@ MASKED = -1
 class TokenConfig(ModelConfig):
     """What every model of an image's tokens has. `num_classes=0` means no classification head."""
 
-    vocab_size: int = 512
-    num_positions: int = 1024
-    num_classes: int = 0
+    vocab_size: int = setting(512, "Number of different tokens.", least=1)
+    num_positions: int = setting(1024, "Length of a sequence, in tokens.", least=1)
+    num_classes: int = setting(0, "Outputs of a head for classes; 0: no such head.", least=0)
     dim: int = 512
     depth: int = 24
     heads: int = 8
-    causal: bool = True
+    causal: bool = setting(True, "A token sees only those before it, and itself.")
 
     @property
     def sequence_length(self) -> int:
@@ -85,7 +86,7 @@ class IGPTConfig(TokenConfig):
     """All that determines an iGPT. The released weights have no biases; Hugging Face's port of them has (`use_bias`)."""
 
     family: str = "igpt"
-    use_bias: bool = False
+    use_bias: bool = setting(False, "Biases, as in Hugging Face's port; the released weights have none.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +106,7 @@ def igpt(size: str, **overrides) -> IGPTConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of iGPT: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of iGPT", size, SIZES)
     dim, depth, heads = SIZES[size]
     return IGPTConfig(**{"dim": dim, "depth": depth, "heads": heads, **overrides})
 

@@ -10,9 +10,10 @@ from flax import nnx
 
 from crate_jax import InputError
 from crate_jax.models.config import Images, ModelConfig
-from crate_jax.models.layers import Dense, choose, gelu, normal_param
+from crate_jax.models.layers import Dense, gelu, normal_param
 from crate_jax.models.model import Params
 from crate_jax.models.stack import Block, Stack, Trace
+from crate_jax.settings import one_of, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +24,15 @@ class ImageConfig(ModelConfig):
     "class" a class token, "mean" the mean of the tokens, with no class token.
     """
 
-    image_size: int = 224
-    image_width: int | None = None
-    patch_size: int = 16
-    channels: int = 3
-    num_classes: int = 1000
-    head_hidden: int = 0
-    pool: str = "class"
+    image_size: int = setting(224, "Height of the images, in pixels.", least=1)
+    image_width: int | None = setting(None, "Width of the images; left out: as wide as high.", least=1)
+    patch_size: int = setting(16, "Height and width of a patch, in pixels.", least=1)
+    channels: int = setting(3, "Channels of the images.", least=1)
+    num_classes: int = setting(1000, "Outputs of the head.", least=0)
+    head_hidden: int = setting(0, "Width of the two hidden layers of the head; 0: a linear head.", least=0)
+    pool: str = setting(
+        "class", "What the head reads: a class token, or the mean of the tokens.", choices=("class", "mean")
+    )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -192,7 +195,7 @@ class ImageClassifier(nnx.Module):
             raise InputError(
                 f"model.patch_size: found {config.patch_size}, which does not divide model.image_size {sides}"
             )
-        choose("model.pool", config.pool, ("class", "mean"))
+        one_of("model.pool", config.pool, ("class", "mean"))
         self.config, self.dtype = config, config.compute_dtype
         options: dict[str, Any] = {"dtype": self.dtype, "rngs": rngs}
         self.patch_embed = embed(**options)

@@ -5,7 +5,6 @@ trained here starts from the same distribution. Parameters are float32; `dtype` 
 """
 
 import math
-from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -13,16 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crate_jax import InputError
-
 # torch.nn.LayerNorm: eps 1e-5 and the two-pass variance. flax defaults to 1e-6 and E[x²] − E[x]², which loses digits.
 LAYER_NORM_EPS = 1e-5
-
-
-def choose(field: str, value: str, accepted: Collection[str]) -> None:
-    """Raises InputError unless `value`, of the configuration's `field`, is one of those accepted."""
-    if value not in accepted:
-        raise InputError(f"{field}: found {value!r}; accepted: {', '.join(accepted)}")
 
 
 def uniform_init(bound: float) -> nnx.Initializer:

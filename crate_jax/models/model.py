@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from crate_jax import InputError
-from crate_jax.models.config import ConfigT
+from crate_jax.models.config import ConfigT, resolve
 from crate_jax.models.stack import Trace
 
 Params = dict[str, Any]
@@ -43,10 +43,12 @@ class Model(Generic[ConfigT]):
     NNX stays behind this class: optimisers, checkpoints, sharding rules and weight tables see dicts of arrays only.
 
     Args:
-      config: the frozen dataclass that describes the model, resolved (`config.resolve`); kept as `model.config`.
+      config: the frozen dataclass that describes the model; kept as `model.config`.
       build: `build(config, rngs)` returns the `nnx.Module`.
       readings: what can be measured in each layer, as a function to pass as `trace=`; None when the layers' meaning is
         not known (a black box). Kept as `model.readings`.
+      platform: of the devices that the model will run on. What `auto` in the configuration becomes there is kept as
+        `model.resolved`, of which the module is built (see `config.resolve`).
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class Model(Generic[ConfigT]):
         config: ConfigT,
         build: Callable[[Any, nnx.Rngs], Module],
         readings: Callable[[dict], dict] | None = None,
+        platform: str | None = None,
     ):
-        self.config, self.readings = config, readings
+        self.config, self.resolved, self.readings = config, resolve(config, platform), readings
         self._build = build
         # Shapes only: no parameter is allocated until `init`.
-        self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(params=0))))
+        self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(self.resolved, nnx.Rngs(params=0))))
         self.abstract_params: Params = nnx.to_pure_dict(state)
 
     @property
@@ -68,7 +71,7 @@ class Model(Generic[ConfigT]):
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32. Pure: jit it with `out_shardings` to make them where they belong."""
-        return nnx.to_pure_dict(nnx.state(self._build(self.config, nnx.Rngs(params=key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(self._build(self.resolved, nnx.Rngs(params=key)), nnx.Param))
 
     def apply(
         self,
@@ -101,7 +104,7 @@ class Model(Generic[ConfigT]):
         Raises:
           InputError: a model that does not predict tokens one after the other.
         """
-        config: Any = self.config
+        config: Any = self.resolved
         if not getattr(config, "causal", False):
             raise InputError(
                 f"model.family: found {self.config.family!r}, which does not predict tokens one after the other; "

@@ -10,7 +10,13 @@ from flax import nnx
 from crate_jax import InputError, objectives
 from crate_jax.models.attention import attend, attend_cached, attend_shared, cache_token
 from crate_jax.models.config import ModelConfig
-from crate_jax.models.layers import choose, number, rows, scalar, uniform_init
+from crate_jax.models.layers import number, rows, scalar, uniform_init
+from crate_jax.settings import one_of, setting
+
+# Choices of CRATELayers, explained at `MSSA` and `ISTA`.
+OUTPUTS = ("free", "tied", "transposed", "fixed", "identity")
+ATTENTIONS = ("softmax", "linear")
+FORMS = ("released", "orthogonal", "unrolled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +29,17 @@ class CRATELayers:
     `update` at `crate.UPDATES`.
     """
 
-    head_dim: int = 64
-    step_size: float = 0.1
-    penalty: float = 0.1
-    compression_step: float = 1.0
-    learn_steps: bool = False
-    eps_sq: float = 0.5
-    output: str = "free"
-    update: str = "skip"
-    attention: str = "softmax"
-    ista: str = "released"
-    ista_steps: int = 2
+    head_dim: int = setting(64, "Features of a head: dimension of a subspace.", least=1)
+    step_size: float = setting(0.1, "Step size η of ISTA.", least=0)
+    penalty: float = setting(0.1, "Sparsity penalty λ of ISTA.", least=0)
+    compression_step: float = setting(1.0, "Step size κ of MSSA.", least=0)
+    learn_steps: bool = setting(False, "Learn η, λ and κ, in each layer.")
+    eps_sq: float = setting(0.5, "The ε² in the factors p/(N ε²) and d/(N ε²) of the derivation.", above=0)
+    output: str = setting("free", "Output matrix of MSSA; free: learned, tied: as derived.", choices=OUTPUTS)
+    update: str = setting("skip", "How MSSA's update joins the tokens: skip, negative or derived.")
+    attention: str = setting("softmax", "How tokens are weighed in MSSA.", choices=ATTENTIONS)
+    ista: str = setting("released", "Form of the ISTA step.", choices=FORMS)
+    ista_steps: int = setting(2, "Steps of the unrolled form of ISTA.", least=1)
 
     @property
     def has_attention(self) -> bool:
@@ -62,9 +68,6 @@ class MSSA(nnx.Module):
       causal: whether a token attends only to itself and those before it.
     """
 
-    OUTPUTS = ("free", "tied", "transposed", "fixed", "identity")
-    ATTENTIONS = ("softmax", "linear")
-
     def __init__(
         self,
         config: ModelConfig,
@@ -74,8 +77,8 @@ class MSSA(nnx.Module):
         causal: bool = False,
         rngs: nnx.Rngs,
     ):
-        choose("model.output", layers.output, self.OUTPUTS)
-        choose("model.attention", layers.attention, self.ATTENTIONS)
+        one_of("model.output", layers.output, OUTPUTS)
+        one_of("model.attention", layers.attention, ATTENTIONS)
         dim, heads, head_dim = config.dim, config.heads, config.head_dim
         if layers.output in ("transposed", "identity") and heads * head_dim != dim:
             raise InputError(
@@ -166,10 +169,8 @@ class ISTA(nnx.Module):
           unrolled: `ista_steps` proximal steps from zero, z⁰ = 0, zⁱ⁺¹ = relu(zⁱ + η (x − zⁱDᵀ) D − ηλ).
     """
 
-    FORMS = ("released", "orthogonal", "unrolled")
-
     def __init__(self, config: ModelConfig, layers: CRATELayers = RELEASED, *, rngs: nnx.Rngs):
-        choose("model.ista", layers.ista, self.FORMS)
+        one_of("model.ista", layers.ista, FORMS)
         dim, orthogonal = config.dim, layers.ista == "orthogonal"
         self.form, self.steps, self.dtype = layers.ista, layers.ista_steps, config.compute_dtype
         self.alpha = dim / (config.sequence_length * layers.eps_sq)

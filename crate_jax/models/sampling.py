@@ -34,11 +34,14 @@ class SamplingParams(NamedTuple):
             raise InputError(f"top_p: found {self.top_p}; accepted: a number above 0, at most 1")
 
     def restrict(self, logits: jax.Array) -> jax.Array:
-        """Logits `[…, v]` divided by the temperature, −∞ for the tokens that are left out.
+        """Logits `[…, v]` divided by the temperature, up to a constant, −∞ for the tokens that are left out.
 
         The nucleus is that of what `top_k` leaves; tokens as likely as the last one in are in.
         """
-        logits = logits / self.temperature
+        if self.temperature != 1:
+            # Below the likeliest, so that no temperature, however low, makes an infinity of it: it stays at 0.
+            below = logits - jnp.max(logits, axis=-1, keepdims=True)
+            logits = jnp.where(below == 0, 0.0, below / self.temperature)
         if self.top_k is not None:
             least = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
             logits = jnp.where(logits >= least, logits, -jnp.inf)

@@ -14,8 +14,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from crate_jax.models.attention import KERNELS
 from crate_jax.models.config import ModelConfig
-from crate_jax.models.layers import choose
 from crate_jax.models.partition import constrain
+from crate_jax.settings import one_of
 
 # Named arrays of one block, see `crate_jax.models.trace` for the names.
 Intermediates = dict[str, jax.Array]
@@ -80,7 +80,7 @@ class Stack(nnx.Module):
     """`config.depth` equal blocks, each made by `make_block(rngs)` and a `Block`."""
 
     def __init__(self, make_block: Callable[[nnx.Rngs], Block], config: ModelConfig, *, rngs: nnx.Rngs):
-        choose("model.remat", config.remat, REMAT_POLICIES)
+        one_of("model.remat", config.remat, REMAT_POLICIES)
         self.depth, self.scan, self.remat = config.depth, config.scan, config.remat
         self.unit = KERNELS[config.attention_kernel].unit
         keys = jax.random.split(rngs.params(), self.depth)

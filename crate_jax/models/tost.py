@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crate_jax import InputError
 from crate_jax.models.images import ImageClassifier, ImageConfig
 from crate_jax.models.layers import Dense, PatchProjection, layer_norm
 from crate_jax.models.vit import EPS, MLP
+from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads, the γ that layers start from)
 SIZES = {"tiny": (192, 12, 4, 1.0), "small": (384, 12, 8, 1.0), "medium": (512, 24, 8, 1e-5)}
@@ -31,8 +31,8 @@ class ToSTConfig(ImageConfig):
 
     family: str = "tost"
     pool: str = "mean"
-    mlp_ratio: float = 4.0
-    layer_scale: float = 1.0
+    mlp_ratio: float = setting(4.0, "Width of the MLP over that of the tokens.", above=0)
+    layer_scale: float = setting(1.0, "What γ₁ and γ₂ start from.", least=0)
 
     @property
     def has_attention(self) -> bool:
@@ -49,8 +49,7 @@ def tost(size: str, **overrides) -> ToSTConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of ToST: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of ToST", size, SIZES)
     dim, depth, heads, scale = SIZES[size]
     return ToSTConfig(**{"dim": dim, "depth": depth, "heads": heads, "layer_scale": scale, **overrides})
 

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from crate_jax import InputError
 from crate_jax.models.attention import attend
 from crate_jax.models.images import ImageClassifier, ImageConfig
 from crate_jax.models.layers import Dense, PatchProjection, gelu, layer_norm, split_heads
+from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads)
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -25,7 +25,7 @@ class ViTConfig(ImageConfig):
     """All that determines a ViT. The MLP is `mlp_ratio` times as wide as the tokens."""
 
     family: str = "vit"
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = setting(4.0, "Width of the MLP over that of the tokens.", above=0)
 
 
 def vit(size: str, **overrides) -> ViTConfig:
@@ -38,8 +38,7 @@ def vit(size: str, **overrides) -> ViTConfig:
     Raises:
       InputError: another size.
     """
-    if size not in SIZES:
-        raise InputError(f"size of ViT: found {size!r}; accepted: {', '.join(SIZES)}")
+    one_of("size of ViT", size, SIZES)
     dim, depth, heads = SIZES[size]
     return ViTConfig(**{"dim": dim, "depth": depth, "heads": heads, **overrides})
 

@@ -53,6 +53,7 @@ def join(flags: JobFlags) -> None:
     try:
         jax.distributed.initialize(**options)
     except ValueError as error:
+        # jax has no public way to ask whether it recognises a cluster.
         if "coordinator_address should be defined" not in str(error):
             raise
         # No cluster: a machine on its own.

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from crate_jax import InputError
 from crate_jax.models.partition import BATCH_AXES, MAX_REPLICATED_BYTES, axes_for
-from crate_jax.settings import setting
+from crate_jax.settings import one_of, setting
 
 # Devices that share heads and features under fsdp_tp: within one host of every machine we know.
 TENSOR = 4
@@ -50,8 +50,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       InputError: an unknown preset, or axes that do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    if config.preset not in PRESETS:
-        raise InputError(f"mesh.preset: found {config.preset!r}; accepted: {', '.join(PRESETS)}")
+    one_of("mesh.preset", config.preset, PRESETS)
     slices = len({_slice(device) for device in devices})
     sizes = {}
     for name, size in zip(("data", "fsdp", "tensor"), PRESETS[config.preset], strict=True):

@@ -172,19 +172,21 @@ def describe(config, overrides: Collection[str], devices: list):
     import numpy as np
 
     from crate_jax.runs.config import fit_to_data
+    from crate_jax.tasks import crops_of
     from crate_jax.training.building import build, needs_palette, with_palette
 
     info = _dataset(config)
     config = fit_to_data(config, info, set(overrides))
+    info = info.cut(config.model.sequence_length)
     run = build(config, info, Path("plan"), devices=devices)
     if needs_palette(run):
         run = with_palette(run, np.zeros((config.model.vocab_size, 3), np.float32))
     batch = {"index": jax.ShapeDtypeStruct((1,), np.int32)}
-    if info.kind == "text":
-        batch["text"] = jax.ShapeDtypeStruct((1, config.model.num_positions), np.uint8)
-    else:
-        batch["image"] = jax.ShapeDtypeStruct((1, *config.data.shape, config.data.channels), np.uint8)
-        batch["label"] = jax.ShapeDtypeStruct((1,), np.int32)
+    shape = config.data.shape and (*config.data.shape, config.data.channels)
+    for name, (sides, kind) in info.example(shape).items():
+        batch[name] = jax.ShapeDtypeStruct((1, *sides), kind)
+    for name, sides in (crops.shapes if (crops := crops_of(config)) else {}).items():
+        batch[name] = jax.ShapeDtypeStruct((1, *sides), np.uint8)
     return run, batch
 
 
@@ -198,13 +200,12 @@ def _dataset(config):
     side = getattr(model, "image_size", None) or math.isqrt(getattr(model, "num_positions", 0))
     return sources.DatasetInfo(
         name=data.name,
+        num_examples={"train": 1_281_167, "test": 50_000},
+        tokens=sources.SOURCES[data.name.partition(":")[0]].tokens,
         image_size=data.image_size or side,
         channels=data.channels or getattr(model, "channels", 3),
         num_classes=getattr(model, "num_classes", 0) or 1000,
-        class_names=(),
         max_value=255,
-        num_examples={"train": 1_281_167, "test": 50_000},
-        kind="text" if data.name.startswith("text") else "images",
     )
 
 

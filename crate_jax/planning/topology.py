@@ -18,35 +18,65 @@ ACCEPTED = (
 )
 GPUS_PER_NODE = 8
 
-# What XLA must know of a GPU to compile for it, as the text of its GpuTargetConfigProto.
-A100 = """
+
+def _gpu(
+    name: str,
+    capability: int,
+    *,
+    cores: int,
+    lanes: int,
+    shared: int,
+    memory: int,
+    rate: int,
+    l2: int,
+    ghz: float,
+):
+    """What XLA must know of a GPU to compile for it, as the text of its GpuTargetConfigProto.
+
+    Args:
+      name: as the driver reports it. capability: of CUDA, the major number.
+      cores, lanes: streaming multiprocessors, and float32 units of one. ghz: their clock.
+      shared: bytes of shared memory per multiprocessor, of which a block gets all but 1,024.
+      memory, l2: bytes. rate: bytes per second of the memory.
+    """
+    return f"""
 platform_name: "CUDA"
-device_description_str: "NVIDIA A100-SXM4-80GB"
-dnn_version_info { major: 9 minor: 8 }
-gpu_device_info {
-  cuda_compute_capability { major: 8 }
+device_description_str: "{name}"
+dnn_version_info {{ major: 9 minor: 8 }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: {capability} }}
   threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41
+  core_count: {cores} fpus_per_core: {lanes} clock_rate_ghz: {ghz}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 166912 shared_memory_per_core: 167936
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: {shared - 1024} shared_memory_per_core: {shared}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  device_memory_size: 85095874560 memory_bandwidth: 2039000000000 l2_cache_size: 41943040
-}
+  device_memory_size: {memory} memory_bandwidth: {rate} l2_cache_size: {l2}
+}}
 """
-H100 = """
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-dnn_version_info { major: 9 minor: 8 }
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  device_memory_size: 84978434048 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-}
-"""
+
+
+A100 = _gpu(
+    "NVIDIA A100-SXM4-80GB",
+    8,
+    cores=108,
+    lanes=64,
+    ghz=1.41,
+    shared=167_936,
+    memory=85_095_874_560,
+    rate=2_039_000_000_000,
+    l2=41_943_040,
+)
+H100 = _gpu(
+    "NVIDIA H100 80GB HBM3",
+    9,
+    cores=132,
+    lanes=128,
+    ghz=1.98,
+    shared=233_472,
+    memory=84_978_434_048,
+    rate=3_352_320_000_000,
+    l2=52_428_800,
+)
 GPUS = {"a100": A100, "h100": H100}
 
 

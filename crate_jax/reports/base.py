@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from crate_jax import InputError
+from crate_jax.data.sources import Source
 from crate_jax.models import Params
 from crate_jax.training.building import Run
 
@@ -31,8 +33,23 @@ class TrainedRun:
 
     @property
     def last_evaluation(self) -> dict[str, Any]:
-        """The newest line with a test loss: its `step` and the values `eval/…`; empty where there is none."""
-        return next((line for line in reversed(self.lines) if "eval/loss" in line), {})
+        """The newest line up to this step that has a test loss: its `step`, values `eval/…`; empty where there is none."""
+        lines = (line for line in reversed(self.lines) if "eval/loss" in line and line["step"] <= self.step)
+        return next(lines, {})
+
+    def test_source(self) -> Source:
+        """The test examples that `last_evaluation` was of.
+
+        Raises:
+          InputError: the data are missing, or others than were evaluated.
+        """
+        source, count = self.run.data.source("test"), self.last_evaluation["eval/count"]
+        if len(source) != count:
+            raise InputError(
+                f"data.name: {self.run.config.data.name} has {len(source):,} test examples; accepted: the {count:,.0f} that "
+                f"the run was evaluated on at step {self.last_evaluation['step']:,}"
+            )
+        return source
 
 
 class Table(NamedTuple):

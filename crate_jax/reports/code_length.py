@@ -28,7 +28,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     if not (isinstance(model, models.TokenConfig) and model.causal and evaluated):
         return None
     nats = evaluated.get("eval/generative_loss", evaluated["eval/loss"])
-    source = run.data.source("test")
+    source = trained.test_source()
     chosen, tokens = reported_tokens(run.task, source)
     bits = {
         "model": nats * tokens.size / math.log(2),
@@ -37,13 +37,13 @@ def make(trained: TrainedRun) -> SectionResult | None:
         "zlib -9": baselines.zlib_bits(tokens),
         "lzma -9e": baselines.lzma_bits(tokens),
     }
-    if not run.pixels.text:
-        seen = make_tokenizer(run.pixels, model.vocab_size).decode(tokens)
+    if run.info.tokens is None:
+        seen = make_tokenizer(run.meaning, model.vocab_size).decode(tokens)
         bits["png, a file an image"] = baselines.png_bits(seen)
         bits["png, one contact sheet"] = baselines.png_sheet_bits(seen)
-    what = "windows of text" if run.pixels.text else "images"
+    what = "images" if run.info.tokens is None else f"windows of {run.info.kind}"
     lengths, table = compare(
-        f"code length of {describe(tokens, source, what)}", bits, tokens.size, run.pixels.unit
+        f"code length of {describe(tokens, source, what)}", bits, tokens.size, run.meaning.unit
     )
     values = {"examples": len(tokens), "tokens": tokens.size, "code_length": lengths}
     text = (

@@ -14,14 +14,14 @@ def make(trained: TrainedRun) -> SectionResult | None:
     model = run.config.model
     if not (isinstance(model, models.TokenConfig) and not model.causal and evaluated):
         return None
-    source = run.data.source("test")
+    source = trained.test_source()
     _, tokens = reported_tokens(run.task, source)
     bits = {
         "model": evaluated["eval/loss"] * tokens.size / math.log(2),
         "order-0 entropy": baselines.order0_bits(tokens),
         "order-1 entropy": baselines.order1_bits(tokens),
     }
-    unit = run.pixels.unit
+    unit = run.meaning.unit
     lengths, table = compare(
         f"a masked {unit} of {describe(tokens, source, 'examples')}", bits, tokens.size, unit
     )

@@ -36,7 +36,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     if run.config.task not in ("masked_autoencoder", "autoencoder"):
         return None
     masked = run.config.task == "masked_autoencoder"
-    images = Reconstruction(run.config, run.pixels, masked)
+    images = Reconstruction(run.config, run.meaning, masked)
     seen = _look(trained, images)
     guesses = {"model": seen.prediction, "mean patch": mean_patch(seen.targets, seen.mask)}
     if masked:
@@ -77,8 +77,8 @@ def _look(trained: TrainedRun, images: Reconstruction) -> _Seen:
     """Every process runs this, and each of them has all results."""
     run = trained.run
     source = run.data.source("test")
-    chosen = np.linspace(0, len(source) - 1, min(len(source), MAX_EXAMPLES)).astype(int)
-    drawn = np.linspace(0, len(chosen) - 1, min(len(chosen), DRAWN)).astype(int)
+    some = subset.spread(source, MAX_EXAMPLES)
+    chosen, drawn = some.indices, subset.spread(some, DRAWN).indices
 
     @partial(jax.jit, out_shardings=replicated(run.mesh))
     def look(params, batch):
@@ -88,7 +88,7 @@ def _look(trained: TrainedRun, images: Reconstruction) -> _Seen:
         return *seen, patchify(pixels, images.model.patch_size), batch["mask"]
 
     parts, patches, done = [], [], 0
-    for batch in run.data.eval_batches(subset.spread(source, MAX_EXAMPLES)):
+    for batch in run.data.eval_batches(some):
         # An example's mask depends on its place in the whole split.
         batch = {"image": batch["image"], "index": chosen[batch["index"]], "mask": batch["mask"]}
         *seen, whole, counts = jax.device_get(look(trained.params, shard_batch(batch, run.mesh)))

@@ -207,7 +207,7 @@ def run(main: Callable[[list[str]], int | None], kind: type) -> NoReturn:
         first = str(error).splitlines()[0]
         if processes.several() and re.search(r"(?i)gloo|nccl|connection|heartbeat|unavailable", first):
             _fail(f"the other processes cannot be reached; one of them has stopped: {first}", FAILED)
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if error.error_code_string != "RESOURCE_EXHAUSTED":
             _crash()
         _fail(
             f"out of memory: {first}; lower batch_size, raise accumulate, or set model.remat to dots or full",

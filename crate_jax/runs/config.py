@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from crate_jax import InputError, models, settings
+from crate_jax.data.augmentation import Augmentations
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.parallel.sharding import MeshConfig
 from crate_jax.runs.durations import UNITS, Duration, epochs, percent, steps
@@ -39,12 +40,10 @@ __all__ = [
     "steps",
     "to_config_dict",
 ]
-# The vocabulary of text.
-BYTES = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Augmentations):
     """What is trained on. None for `image_size` and `channels` means those of the data, for `image_width` square images."""
 
     name: str = setting(
@@ -71,35 +70,9 @@ class DataConfig:
     stretch: bool = setting(
         False, "Resize all of a test image to the image size, whatever its shape; in place of eval_resize."
     )
-    # Augmentation of training images: in the pipeline (`transforms.Augment`),
-    crop_scale: tuple[float, ...] = setting(
-        (), "Inception crop: smallest and largest share of the image's area.", above=0, most=1, lengths=(0, 2)
-    )
-    interpolation: str = setting(
-        "bilinear", "Filter of that crop and of randaugment_timm.", choices=("bilinear", "bicubic")
-    )
-    shift: float = setting(0.0, "Random translation by up to this many pixels.", least=0)
-    flip: bool = setting(False, "Random horizontal flip.")
-    crop_padding: int = setting(0, "Random crop after padding by this many pixels.", least=0)
-    randaugment: tuple[int, ...] = setting(
-        (),
-        "torchvision's RandAugment: operations per image, and their magnitude of 0 to 30.",
-        least=0,
-        most=30,
-        lengths=(0, 2),
-    )
-    randaugment_timm: tuple[int, ...] = setting(
-        (),
-        "RandAugment of timm and big_vision: operations per image, and their magnitude of 0 to 10.",
-        least=0,
-        lengths=(0, 2),
-    )
-    trivial_augment: bool = setting(False, "TrivialAugment.")
-    three_augment: bool = setting(False, "ThreeAugment: grey, solarised or blurred.")
-    color_jitter: float = setting(0.0, "Change brightness, contrast and colour by up to this share.", least=0)
-    # and on the device (`tasks.augment`).
-    mixup: float = setting(0.0, "α of mixup's Beta(α, α); 0 is off.", least=0)
-    cutmix: float = setting(0.0, "α of CutMix's Beta(α, α); 0 is off.", least=0)
+    # Augmentation of training images on the device (`tasks.augment`); that in the pipeline is inherited.
+    mixup: float = setting(0.0, "Mixup: α of its Beta(α, α); 0 is off.", least=0)
+    cutmix: float = setting(0.0, "CutMix: α of its Beta(α, α); 0 is off.", least=0)
     erase: float = setting(0.0, "Probability of erasing a random rectangle.", least=0, most=1)
     labels_per_class: int | None = setting(
         None, "Train on this many examples of each class, drawn by the seed; left out: all.", least=1
@@ -142,8 +115,8 @@ class RegularizerConfig:
     layers: str = setting(
         "random", "Where it acts: in a random layer at each step, in all, or in layers such as 0,3."
     )
-    eps_sq: float = setting(0.5, "ε² of both rates.", above=0)
-    penalty: float = setting(0.1, "λ, the weight of ‖Z‖₁.", least=0)
+    eps_sq: float = setting(0.5, "The ε² of both rates.", above=0)
+    penalty: float = setting(0.1, "Weight λ of ‖Z‖₁.", least=0)
     orthogonality: float = setting(0.0, "Weight of ‖UᵀU − I‖²/(k p), over all layers.", least=0)
 
 
@@ -161,9 +134,14 @@ class SimDINOConfig:
     local_scale: tuple[float, ...] = setting(
         (0.05, 0.4), "Smallest and largest share of the area in a local view.", above=0, most=1, lengths=(2,)
     )
+    whole_image: bool = setting(
+        False,
+        "Cut views out of the whole image as it is stored (in the pipeline, bicubic, as released), not out of the image "
+        "as the model takes it (on the device, linear, sides that do not fit cut off).",
+    )
     flip: bool = setting(True, "Flip views horizontally at random.")
     alignment: float = setting(1.0, "Weight of the alignment of the views.", least=0)
-    eps_sq: float = setting(0.05, "ε² of the coding rate.", above=0)
+    eps_sq: float = setting(0.05, "The ε² of the coding rate.", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,8 +309,8 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
       InputError: data that the model cannot be fitted to.
     """
     data = config.data
-    if info.kind == "text":
-        return _fit_to_text(config, overrides)
+    if info.tokens is not None:
+        return _fit_to_tokens(config, info, overrides)
     channels = data.channels or info.channels
     images = models.Images(
         size=info.image_size,
@@ -349,21 +327,24 @@ def fit_to_data(config: Config, info: DatasetInfo, overrides: Collection[str] = 
     )
 
 
-def _fit_to_text(config: Config, overrides: Collection[str]) -> Config:
-    """The configuration with the vocabulary of bytes."""
-    model, default = config.model, DataConfig()
+def _fit_to_tokens(config: Config, info: DatasetInfo, overrides: Collection[str]) -> Config:
+    """The configuration with the vocabulary of the tokens and, where the data have one, their length."""
+    model, default, tokens = config.model, DataConfig(), info.tokens
     if not isinstance(model, models.TokenConfig):
         raise InputError(
-            f"data.name: {config.data.name} is text, which model.family {model.family!r} does not read; accepted: igpt, "
-            "crate_gpt, or images"
+            f"data.name: {config.data.name} is {info.kind}, which model.family {model.family!r} does not read; accepted: "
+            "igpt, crate_gpt, or images"
         )
     for field in dataclasses.fields(DataConfig):
         found, accepted = getattr(config.data, field.name), getattr(default, field.name)
         if found != accepted and field.name not in ("name", "threads"):
-            raise InputError(f"data.{field.name}: found {found}; accepted for text: {accepted}")
-    if "model.vocab_size" in overrides and model.vocab_size != BYTES:
-        raise InputError(f"model.vocab_size: found {model.vocab_size}; accepted: {BYTES}, the bytes of text")
-    return dataclasses.replace(config, model=dataclasses.replace(model, vocab_size=BYTES))
+            raise InputError(f"data.{field.name}: found {found}; accepted for {info.kind}: {accepted}")
+    fitted = {"vocab_size": tokens.vocab_size, "num_positions": tokens.length or model.num_positions}
+    for name, needed in fitted.items():
+        found = getattr(model, name)
+        if f"model.{name}" in overrides and found != needed:
+            raise InputError(f"model.{name}: found {found}; accepted: {needed}, that of {info.kind}")
+    return dataclasses.replace(config, model=dataclasses.replace(model, **fitted))
 
 
 def _is_duration(hint: Any) -> bool:

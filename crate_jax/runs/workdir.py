@@ -95,8 +95,8 @@ def on_any_machine(model: ModelConfig) -> ModelConfig:
 
 def read_dataset(workdir: Path) -> DatasetInfo:
     """The description of the data that a run was trained on."""
-    values = _read(workdir, "dataset.json")
-    return DatasetInfo(**{**values, "class_names": tuple(values["class_names"])})
+    length = getattr(read_config(workdir).model, "num_positions", None)
+    return DatasetInfo.from_json(_read(workdir, "dataset.json"), length)
 
 
 def _read(workdir: Path, name: str) -> dict:

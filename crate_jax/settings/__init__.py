@@ -77,7 +77,7 @@ def setting(
 ) -> T:
     """A field of a dataclass that is a setting. The arguments after `default` are those of `Setting`."""
     made = Setting(description, above, least, below, most, tuple(choices), lengths)
-    return typing.cast(T, dataclasses.field(default=default, metadata={"setting": made}))
+    return dataclasses.field(default=default, metadata={"setting": made})
 
 
 def settings_of(kind: type) -> dict[str, Setting]:
@@ -187,14 +187,14 @@ def _is_of(value: Any, hint: Any) -> bool:
     return isinstance(value, kind)
 
 
-def one_of(name: str, found: str, known: Collection[str]) -> None:
+def one_of(name: str, found: Any, known: Collection[str]) -> None:
     """Accept a word that must be one of a few.
 
     Raises:
       InputError: lists them, and names the nearest.
     """
-    if found not in known:
-        near = nearest(found, known)
+    if not isinstance(found, str) or found not in known:
+        near = nearest(found, known) if isinstance(found, str) else None
         hint = f"; did you mean {near}?" if near else ""
         raise InputError(f"{name}: found {found!r}; accepted: {', '.join(known) or 'nothing'}{hint}")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from crate_jax.runs.config import Config
 from crate_jax.tasks import augment
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 
 # What one step looks at: names → arrays `[b, …]`, such as "image" and "label"; in evaluation also "index" and "mask".
 Batch = dict[str, jax.Array]
@@ -34,7 +34,7 @@ class Task(NamedTuple):
     teacher: bool = False
 
 
-MakeTask = Callable[[Config, Pixels], Task]
+MakeTask = Callable[[Config, ValueMeaning], Task]
 
 
 def uses(*settings: str) -> Callable[[MakeTask], MakeTask]:
@@ -52,12 +52,12 @@ def masked_mean(mask: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.sum(mask * values), jnp.sum(mask)
 
 
-def normalised_images(config: Config, pixels: Pixels) -> Callable[[Batch], jax.Array]:
+def normalised_images(config: Config, meaning: ValueMeaning) -> Callable[[Batch], jax.Array]:
     """`inputs(batch)` of a model of images: pixels scaled to [0, 1], then by `data.mean` and `data.std`."""
     mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
 
     def inputs(batch: Batch) -> jax.Array:
-        return augment.normalise(batch["image"], pixels.max_value, mean, std)
+        return augment.normalise(batch["image"], meaning.max_value, mean, std)
 
     return inputs
 

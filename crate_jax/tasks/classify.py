@@ -8,16 +8,16 @@ from crate_jax import InputError
 from crate_jax.runs.config import Config
 from crate_jax.tasks import augment, regularizer
 from crate_jax.tasks.base import Apply, Batch, Metrics, Task, masked_mean, normalised_images, uses
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 
 
 @uses("data.mixup", "data.cutmix", "data.erase", *regularizer.SETTINGS)
-def classify(config: Config, pixels: Pixels) -> Task:
+def classify(config: Config, meaning: ValueMeaning) -> Task:
     """Image classification by cross-entropy, in nats, with label smoothing, mixing and erasing in training.
 
     Args:
       config: the run; `label_smoothing`, `regularizer` and `data`'s `mean`, `std`, `mixup`, `cutmix`, `erase` are used.
-      pixels: what the values of the images mean.
+      meaning: what the values in a batch stand for.
     Raises:
       InputError: a model that has no classes.
     """
@@ -28,7 +28,7 @@ def classify(config: Config, pixels: Pixels) -> Task:
             f"task: classify needs classes, which model.family {config.model.family!r} does not have here; accepted: a "
             "model of images with model.num_classes above 0"
         )
-    inputs = normalised_images(config, pixels)
+    inputs = normalised_images(config, meaning)
 
     def loss(apply: Apply, batch: Batch, key: jax.Array):
         images, targets = inputs(batch), soft_targets(batch["label"], num_classes, config.label_smoothing)

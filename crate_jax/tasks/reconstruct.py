@@ -11,13 +11,13 @@ from crate_jax.models.crate_mae import random_mask
 from crate_jax.models.layers import patchify, unpatchify
 from crate_jax.runs.config import Config
 from crate_jax.tasks.base import Apply, Batch, Metrics, Task, fixed_keys, masked_mean, normalised_images
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 
 # Added to the variance of a patch: flat patches have none.
 VARIANCE_EPS = 1e-6
 
 
-def masked_autoencoder(config: Config, pixels: Pixels) -> Task:
+def masked_autoencoder(config: Config, meaning: ValueMeaning) -> Task:
     """L = 1/|M| Σ_{i∈M} ‖x̂_i − (x_i − μ_i)/√(σ²_i + 10⁻⁶)‖² / q over the hidden patches M, with the mean and the (unbiased)
     variance of each patch of q numbers.
 
@@ -27,7 +27,7 @@ def masked_autoencoder(config: Config, pixels: Pixels) -> Task:
     Raises:
       InputError: nothing is hidden, patches of one number, or another kind of model.
     """
-    images = Reconstruction(config, pixels, masked=True)
+    images = Reconstruction(config, meaning, masked=True)
     if not config.model.mask_ratio:
         raise InputError(
             "model.mask_ratio: found 0; accepted for task masked_autoencoder: more than 0 (without a mask: task autoencoder)"
@@ -40,9 +40,9 @@ def masked_autoencoder(config: Config, pixels: Pixels) -> Task:
     return _task(images)
 
 
-def autoencoder(config: Config, pixels: Pixels) -> Task:
+def autoencoder(config: Config, meaning: ValueMeaning) -> Task:
     """L = 1/n Σ_i ‖x̂_i − x_i‖² / q over all n patches of q normalised pixel values; nothing is hidden."""
-    return _task(Reconstruction(config, pixels, masked=False))
+    return _task(Reconstruction(config, meaning, masked=False))
 
 
 def _task(images: "Reconstruction") -> Task:
@@ -71,7 +71,7 @@ class Reconstruction:
     """
 
     config: Config
-    pixels: Pixels
+    meaning: ValueMeaning
     masked: bool  # Some patches are hidden, and each target is normalised; else all are seen, and targets are as they are.
 
     def __post_init__(self):
@@ -88,7 +88,7 @@ class Reconstruction:
 
     def inputs(self, batch: Batch) -> jax.Array:
         """Normalised images `[b, h, w, c]`."""
-        return normalised_images(self.config, self.pixels)(batch)
+        return normalised_images(self.config, self.meaning)(batch)
 
     def targets(self, images: jax.Array) -> jax.Array:
         """What the model should predict, `[b, n, q]`."""

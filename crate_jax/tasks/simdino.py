@@ -6,26 +6,28 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax import InputError, objectives
+from crate_jax.data.augmentation import Crops
 from crate_jax.runs.config import Config
 from crate_jax.tasks import augment
 from crate_jax.tasks.base import Apply, Batch, Metrics, Task, fixed_keys, normalised_images
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 from crate_jax.tasks.views import Kind, random_views
 
 # Released: of the first global view, the second, and the local ones.
 BLUR, SOLARISE = (1.0, 0.1, 0.5), (0.0, 0.2, 0.0)
 
 
-def simdino(config: Config, pixels: Pixels) -> Task:
+def simdino(config: Config, meaning: ValueMeaning) -> Task:
     """L = mean over the pairs of different views (t global, v any) of ½‖z_v − z̄_t‖² − γ R_ε((z_g + z̄_g)/2), the latter the
     mean over the two global views.
 
     z = f/‖f‖ is the model's output for a view, z̄ that of the teacher, whose parameters are the moving average of the model's
     and have no gradient; R_ε is the coding rate of a batch of n features of dimension d and γ = (d + n)/(d n), as released.
-    The model may be any whose output is `[b, d]`: its classes are the features. Views are drawn on the device, anew for each
-    (seed, step, place in the batch). In evaluation they depend on the example's place in the split alone, the model is its
-    own teacher, and the coding rate is that of an evaluation batch, averaged over batches by their examples: it depends on
-    the batch size.
+    The model may be any whose output is `[b, d]`: its classes are the features. Views are cut out of the whole image by the
+    pipeline (`simdino.whole_image`) or out of the model's input on the device; flipped, coloured and blurred on the device,
+    anew for each (seed, step, place in the batch). In evaluation they depend on the example's place in the split alone, the
+    model is its own teacher, and the coding rate is that of an evaluation batch, averaged over batches by their examples: it
+    depends on the batch size.
 
     Raises:
       InputError: a model without features of images, views that do not fit, or no momentum of the teacher.
@@ -67,14 +69,20 @@ def simdino(config: Config, pixels: Pixels) -> Task:
         for size, scale, blur, solarise in zip(sizes, scales, BLUR, SOLARISE, strict=True)
     ]
     mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
+    entries = {"global_views", "local_views"} if options.whole_image else {"image"}
 
     def views(batch: Batch, keys: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """The two global views `[b, 2, …]` of each image and the local ones `[b, v, …]`, normalised, by its key `[b]`."""
-        images = batch["image"].astype(jnp.float32) / pixels.max_value
+        scaled = {name: batch[name].astype(jnp.float32) / meaning.max_value for name in entries & set(batch)}
         fold = jax.vmap(jax.random.fold_in, (0, None))
-        draw = lambda i, kind: random_views(fold(keys, i), images, kind)  # noqa: E731
-        wide = [draw(i, kind) for i, kind in enumerate(kinds[:2])]
-        local = [draw(2 + i, kinds[2]) for i in range(options.local_views)]
+
+        def draw(i: int, kind: Kind, name: str, place: int) -> jax.Array:
+            if options.whole_image:
+                return random_views(fold(keys, i), scaled[name][:, place], kind._replace(scale=None))
+            return random_views(fold(keys, i), scaled["image"], kind)
+
+        wide = [draw(i, kind, "global_views", i) for i, kind in enumerate(kinds[:2])]
+        local = [draw(2 + i, kinds[2], "local_views", i) for i in range(options.local_views)]
         normalise = partial(augment.normalise, max_value=1, mean=mean, std=std)
         return normalise(jnp.stack(wide, axis=1)), normalise(jnp.stack(local, axis=1)) if local else None
 
@@ -102,7 +110,19 @@ def simdino(config: Config, pixels: Pixels) -> Task:
         }
         return {name: (count * mean, count) for name, mean in means.items()}
 
-    return Task(normalised_images(config, pixels), loss, evaluate, teacher=True)
+    return Task(normalised_images(config, meaning), loss, evaluate, teacher=True)
+
+
+def crops(config: Config) -> Crops | None:
+    """The views that the pipeline cuts out of each image, two global ones and the local ones; None: the device cuts them."""
+    options, size = config.simdino, getattr(config.model, "image_size", None)
+    if not options.whole_image:
+        return None
+    kinds = {
+        "global_views": (2, size, options.global_scale),
+        "local_views": (options.local_views, options.local_size or size, options.local_scale),
+    }
+    return Crops(kinds, config.data.channels)
 
 
 def unit_features(apply: Apply, views: jax.Array, **options) -> jax.Array:

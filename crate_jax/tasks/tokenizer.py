@@ -1,4 +1,4 @@
-"""Images to tokens and back: a token a pixel, in raster order; a token a byte of text."""
+"""Images to tokens and back: a token per pixel, in raster order; data that are tokens already stay as they are."""
 
 import math
 from collections.abc import Callable
@@ -9,26 +9,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from crate_jax import InputError
+from crate_jax.data.dataset import DatasetInfo
 
 
-class Pixels(NamedTuple):
-    """What a pixel's value means: `max_value` is white; `colours` `[k, 3]` in [−1, 1] the palette, None for grey levels.
+class ValueMeaning(NamedTuple):
+    """What the numbers in a batch stand for.
 
-    The bytes of a text (`text`) stand for themselves, as grey levels do.
+    Attributes:
+      max_value: the largest one: white, or the last token.
+      colours: the palette `[k, 3]` in [−1, 1] whose nearest colour a pixel's token is; None: values are tokens already.
+      entry: the entry of a batch that holds them, "image" or "tokens".
+      unit: what a token is, for people.
+      kind: what examples are, for people.
     """
 
     max_value: int
     colours: np.ndarray | None = None
-    text: bool = False
+    entry: str = "image"
+    unit: str = "pixel"
+    kind: str = "images"
 
-    @property
-    def unit(self) -> str:
-        """What a token is, for people."""
-        return "byte" if self.text else "pixel"
+    @classmethod
+    def of(cls, info: DatasetInfo, colours: np.ndarray | None = None) -> "ValueMeaning":
+        """That of a dataset, with the palette that a model of its tokens uses."""
+        tokens = info.tokens
+        if tokens is None:
+            return cls(info.max_value, colours)
+        return cls(tokens.vocab_size - 1, None, "tokens", tokens.unit, tokens.kind)
 
 
 class Tokenizer(NamedTuple):
-    """`encode`: images uint8 `[b, h, w, c]` → int32 `[b, h·w]`, or bytes of text `[b, n]` → `[b, n]`, on the device.
+    """`encode`: images uint8 `[b, h, w, c]` → int32 `[b, h·w]`, or tokens `[b, n]` → `[b, n]`, on the device.
     `decode`: the way back, in numpy, to square images; exact for grey levels, the nearest colours of the palette otherwise.
     """
 
@@ -37,29 +48,30 @@ class Tokenizer(NamedTuple):
     decode: Callable[[np.ndarray], np.ndarray]
 
 
-def make_tokenizer(pixels: Pixels, vocab_size: int) -> Tokenizer:
+def make_tokenizer(meaning: ValueMeaning, vocab_size: int) -> Tokenizer:
     """The tokens of a palette, or grey levels as they are.
 
     Args:
-      pixels: what the images' values mean.
+      meaning: what the values are.
       vocab_size: that of the model.
     Raises:
       InputError: palette and vocabulary disagree.
     """
-    found, what = pixels.max_value + 1, "grey levels"
-    if pixels.colours is not None:
-        found, what = len(pixels.colours), "colours in the palette"
+    found = meaning.max_value + 1
+    what = "grey levels" if meaning.entry == "image" else f"kinds of {meaning.unit}"
+    if meaning.colours is not None:
+        found, what = len(meaning.colours), "colours in the palette"
     if found != vocab_size:
         raise InputError(f"palette: found {found} {what}; accepted: {vocab_size}, which is model.vocab_size")
 
     def encode(images: jax.Array) -> jax.Array:
-        if pixels.colours is None:
+        if meaning.colours is None:
             return images.reshape(images.shape[0], -1).astype(jnp.int32)
-        return quantise(_scaled(images), pixels.colours).reshape(images.shape[0], -1)
+        return quantise(_scaled(images), meaning.colours).reshape(images.shape[0], -1)
 
     def decode(tokens: np.ndarray) -> np.ndarray:
         side = math.isqrt(tokens.shape[-1])
-        levels = np.arange(found)[:, None] if pixels.colours is None else to_bytes(pixels.colours)
+        levels = np.arange(found)[:, None] if meaning.colours is None else to_bytes(meaning.colours)
         return levels.astype(np.uint8)[tokens].reshape(len(tokens), side, side, -1)
 
     return Tokenizer(vocab_size, encode, decode)

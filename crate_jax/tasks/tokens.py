@@ -1,4 +1,4 @@
-"""Next-token and masked-token prediction of pixels and of text, and the former with classification (Chen et al. 2020)."""
+"""Next-token and masked-token prediction, and the former with classification (Chen et al. 2020)."""
 
 import math
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from crate_jax.runs.config import Config
 from crate_jax.tasks import regularizer
 from crate_jax.tasks.base import Apply, Batch, Metrics, Task, fixed_keys, masked_mean, uses
 from crate_jax.tasks.classify import class_metrics, class_scores, soft_targets
-from crate_jax.tasks.tokenizer import Pixels, Tokenizer, make_tokenizer
+from crate_jax.tasks.tokenizer import ValueMeaning, make_tokenizer
 
 MASK_PROBABILITY = 0.15
 
 cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
 
-def autoregressive(config: Config, pixels: Pixels) -> Task:
-    """L_AR = −1/n Σ_t log p(x_t | x_<t), in nats a token; `bits_per_pixel` or `bits_per_byte` is L_AR / ln 2."""
-    inputs = _inputs(_tokenizer(config, pixels, causal=True, classes=False))
+def autoregressive(config: Config, meaning: ValueMeaning) -> Task:
+    """L_AR = −1/n Σ_t log p(x_t | x_<t), in nats a token; `bits_per_pixel`, `bits_per_byte`, … is L_AR / ln 2."""
+    inputs = _token_inputs(config, meaning, causal=True, classes=False)
 
     def nats(apply: Apply, batch: Batch, **options) -> jax.Array:
         tokens = inputs(batch)
@@ -32,18 +32,18 @@ def autoregressive(config: Config, pixels: Pixels) -> Task:
         return nats(apply, batch, train=True, key=key).mean(), {}
 
     def evaluate(apply: Apply, batch: Batch) -> Metrics:
-        return _nats_and_bits("loss", nats(apply, batch), batch, pixels)
+        return _nats_and_bits("loss", nats(apply, batch), batch, meaning)
 
     return Task(inputs, loss, evaluate)
 
 
-def bert(config: Config, pixels: Pixels) -> Task:
+def bert(config: Config, meaning: ValueMeaning) -> Task:
     """L_BERT = −1/|M| Σ_{t∈M} log p(x_t | x_\\M), each token masked with probability 0.15, in nats a masked token.
 
-    `bits_per_pixel` or `bits_per_byte` is L_BERT / ln 2. Masked tokens go in as zero embeddings. In evaluation an example's
+    `bits_per_pixel`, `bits_per_byte`, … is L_BERT / ln 2. Masked tokens go in as zero embeddings. In evaluation an example's
     mask is a function of its place in the split alone.
     """
-    inputs = _inputs(_tokenizer(config, pixels, causal=False, classes=False))
+    inputs = _token_inputs(config, meaning, causal=False, classes=False)
 
     def nats(apply: Apply, tokens: jax.Array, masked: jax.Array, **options) -> jax.Array:
         logits, _ = apply(jnp.where(masked, models.MASKED, tokens), **options)
@@ -60,23 +60,23 @@ def bert(config: Config, pixels: Pixels) -> Task:
         tokens = inputs(batch)
         draw = lambda key: jax.random.bernoulli(key, MASK_PROBABILITY, tokens.shape[1:])  # noqa: E731
         masked = jax.vmap(draw)(fixed_keys(batch["index"]))
-        return _nats_and_bits("loss", nats(apply, tokens, masked), batch, pixels)
+        return _nats_and_bits("loss", nats(apply, tokens, masked), batch, meaning)
 
     return Task(inputs, loss, evaluate)
 
 
 @uses(*regularizer.SETTINGS)
-def joint(config: Config, pixels: Pixels) -> Task:
+def joint(config: Config, meaning: ValueMeaning) -> Task:
     """L_GEN + L_CLF: next-pixel prediction plus classification from the mean of the last layer; for fine-tuning.
 
     Raises:
       InputError: text, or a model without a classification head.
     """
-    if pixels.text:
+    if meaning.entry != "image":
         raise InputError(
-            "task: joint needs labels, which text has not; accepted for text: autoregressive, bert"
+            f"task: joint needs labels, which {meaning.kind} has not; accepted for {meaning.kind}: autoregressive, bert"
         )
-    inputs = _inputs(_tokenizer(config, pixels, causal=True, classes=True))
+    inputs = _token_inputs(config, meaning, causal=True, classes=True)
     layer_terms = regularizer.make_regularizer(config)
 
     def predict(apply: Apply, batch: Batch, **options):
@@ -96,7 +96,7 @@ def joint(config: Config, pixels: Pixels) -> Task:
 
     def evaluate(apply: Apply, batch: Batch) -> Metrics:
         nats, class_logits, _ = predict(apply, batch)
-        generative = _nats_and_bits("generative_loss", nats, batch, pixels)
+        generative = _nats_and_bits("generative_loss", nats, batch, meaning)
         classes = class_metrics(class_logits, batch["label"], batch["mask"])
         (nats_sum, count), (class_sum, _) = generative["generative_loss"], classes["loss"]
         return {**classes, **generative, "loss": (nats_sum + class_sum, count), "class_loss": classes["loss"]}
@@ -104,13 +104,16 @@ def joint(config: Config, pixels: Pixels) -> Task:
     return Task(inputs, loss, evaluate)
 
 
-def _nats_and_bits(name: str, nats: jax.Array, batch: Batch, pixels: Pixels) -> Metrics:
+def _nats_and_bits(name: str, nats: jax.Array, batch: Batch, meaning: ValueMeaning) -> Metrics:
     """The mean over examples of `nats` `[b]` per token, under `name` in nats and as bits per pixel or byte."""
     total, count = masked_mean(batch["mask"], nats)
-    return {name: (total, count), f"bits_per_{pixels.unit}": (total / math.log(2), count)}
+    return {name: (total, count), f"bits_per_{meaning.unit}": (total / math.log(2), count)}
 
 
-def _tokenizer(config: Config, pixels: Pixels, *, causal: bool, classes: bool) -> Tokenizer:
+def _token_inputs(
+    config: Config, meaning: ValueMeaning, *, causal: bool, classes: bool
+) -> Callable[[Batch], jax.Array]:
+    """`inputs(batch)` of a model of tokens, which is held to be causal or not, with classes or not."""
     model = config.model
     if not isinstance(model, models.TokenConfig):
         raise InputError(
@@ -123,8 +126,5 @@ def _tokenizer(config: Config, pixels: Pixels, *, causal: bool, classes: bool) -
         raise InputError(
             f"model.num_classes: found {model.num_classes}; accepted for task {config.task}: {accepted}"
         )
-    return make_tokenizer(pixels, model.vocab_size)
-
-
-def _inputs(tokenizer: Tokenizer) -> Callable[[Batch], jax.Array]:
-    return lambda batch: tokenizer.encode(batch["text" if "text" in batch else "image"])
+    tokenizer = make_tokenizer(meaning, model.vocab_size)
+    return lambda batch: tokenizer.encode(batch[meaning.entry])

@@ -26,14 +26,14 @@ class Kind(NamedTuple):
 
     Attributes:
       size: height and width of the view.
-      scale: smallest and largest share of the image's area.
+      scale: smallest and largest share of the image's area; None: the image is the view, cut already.
       flip: mirror half of them.
       blur, solarise: probability of each.
       blur_unit: what the blur's width is counted in, in pixels of the view.
     """
 
     size: int
-    scale: tuple[float, float]
+    scale: tuple[float, float] | None
     flip: bool
     blur: float
     blur_unit: float
@@ -47,7 +47,7 @@ def random_views(keys: jax.Array, images: jax.Array, kind: Kind) -> jax.Array:
 
 def _view(key: jax.Array, image: jax.Array, *, kind: Kind) -> jax.Array:
     crop_key, flip_key, color_key, blur_key, solarise_key = jax.random.split(key, 5)
-    view = random_crop(crop_key, image, kind.size, kind.scale)
+    view = image if kind.scale is None else random_crop(crop_key, image, kind.size, kind.scale)
     if kind.flip:
         view = jnp.where(jax.random.bernoulli(flip_key), view[:, ::-1], view)
     view = random_colors(color_key, view)

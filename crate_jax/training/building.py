@@ -14,7 +14,7 @@ from crate_jax.data.sources import DatasetInfo
 from crate_jax.parallel.sharding import check_batch_size, make_mesh
 from crate_jax.runs.config import Config, Duration
 from crate_jax.tasks import Task, make_task
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 from crate_jax.training.run_data import Find, RunData
 
 
@@ -46,14 +46,14 @@ class Run:
         return models.create(self.config.model, self.mesh.devices.flat[0].platform)
 
     @functools.cached_property
-    def pixels(self) -> Pixels:
-        """What the values of the data mean."""
-        return Pixels(self.info.max_value, self.palette, self.info.kind == "text")
+    def meaning(self) -> ValueMeaning:
+        """What the values of the data stand for."""
+        return ValueMeaning.of(self.info, self.palette)
 
     @functools.cached_property
     def task(self) -> Task:
         """What the model is trained for."""
-        return make_task(self.config, self.pixels)
+        return make_task(self.config, self.meaning)
 
     @functools.cached_property
     def data(self) -> RunData:
@@ -107,11 +107,7 @@ def build(
 
 def needs_palette(run: Run) -> bool:
     """Whether its tokens are the colours of a palette."""
-    return (
-        isinstance(run.config.model, models.TokenConfig)
-        and run.info.kind != "text"
-        and run.config.data.channels != 1
-    )
+    return isinstance(run.config.model, models.TokenConfig) and run.config.data.channels == 3
 
 
 def with_palette(run: Run, palette: np.ndarray) -> Run:

@@ -107,7 +107,7 @@ class _Loop:
         self.in_flight: collections.deque = collections.deque()
         self.stop_requested = False
         self.checkpoints = Checkpoints(run.workdir)
-        self.start_step = self.checkpoints.latest_step or 0
+        self.start_step = self.checkpoints.latest() or 0
         self.writer: MetricsWriter | None = None
 
     def close(self) -> None:
@@ -122,6 +122,7 @@ class _Loop:
         current = self._first_state()
         # Not before: a state that cannot be restored leaves the folder as it was.
         workdir.write(run.workdir, run.config, run.info, run.palette)
+        self.checkpoints.start_saving()
         self.writer = MetricsWriter(run.workdir, resume_step=self.start_step, wandb_project=run.config.wandb)
         current = self._take_steps(current)
         if self.stop_requested and int(current.step) < self.total_steps:
@@ -224,7 +225,7 @@ class _Loop:
             accumulate=run.config.accumulate,
         )
         self.checkpoints.wait()
-        good = self.checkpoints.latest_step
+        good = self.checkpoints.last_saved
         kept = "no checkpoint was saved yet" if good is None else f"the last good checkpoint is step {good}"
         raise FloatingPointError(
             f"step {step + 1}: non-finite value, first in {where}; {kept}. A lower optimizer.lr, a longer warmup or "

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from crate_jax import InputError, models
 from crate_jax.data import sources
@@ -46,19 +46,17 @@ def open_run(
     Args:
       workdir: the folder of the run.
       checkpoint: "latest", "best" (by its evaluation while training) or a step.
-      config: the run's own configuration with `data.*` changed, to look at it on other data; None: as it was trained. With
-        another `data.image_size` or `data.image_width` a model of images sees more or fewer patches, its positions
-        interpolated.
+      config: the run's own configuration with `data.*` changed, to look at it on other data, or with settings of
+        `workdirs.FREE`, which say how its model is computed; None: as it was trained. With another `data.image_size` or
+        `data.image_width` a model of images sees more or fewer patches, its positions interpolated.
       overrides: dotted keys that were changed.
       match_classes: give data the labels that the model was trained on, by class name; else they keep their own.
     Raises:
       InputError: no run, no such checkpoint, a changed model, or data that the model cannot look at.
     """
     trained, info = workdirs.read_config(workdir), workdirs.read_dataset(workdir)
-    changed = sorted(key for key in overrides if key.startswith("model."))
-    if changed:
-        raise InputError(f"--config.{changed[0]}: the model of a trained run cannot be changed")
     config = trained if config is None else config
+    model = _computed_as(workdirs.on_any_machine(trained.model), config.model, overrides)
     # Other data take the shape that the model was trained on, unless another size is asked for.
     data = dataclasses.replace(config.data, channels=trained.data.channels)
     if not {"data.image_size", "data.image_width"} & set(overrides):
@@ -69,7 +67,6 @@ def open_run(
     if any(getattr(data, name) != getattr(trained.data, name) for name in WHICH_EXAMPLES):
         info = _other_data(config, data, info, find)
         classes = classes if match_classes else None
-    model = workdirs.on_any_machine(trained.model)
     run = _build(dataclasses.replace(config, data=data, model=model), info, workdir, find)
     run = dataclasses.replace(run, classes=classes)
     params, step = restore_params(trained, workdir, run.mesh, checkpoint)
@@ -91,13 +88,25 @@ def open_model(config: Config, workdir: Path) -> Run:
 
 def _build(config: Config, info: DatasetInfo, workdir: Path, find: Find) -> Run:
     """The run of a model that exists already: it keeps everything but the size of the images that it sees."""
-    if info.kind == "text":
-        info = run_data.in_windows(info, config.model.num_positions)
-    else:
+    if info.tokens is None:
         model, data = _at_size(config.model, config.data, info)
         config = dataclasses.replace(config, model=model, data=data)
-    run = build(config, info, workdir, find=find)
+    run = build(config, info.cut(config.model.sequence_length), workdir, find=find)
     return with_palette(run, choose_palette(run)) if needs_palette(run) else run
+
+
+def _computed_as(model: Any, asked: Any, overrides: Collection[str]) -> Any:
+    """The trained model, computed in the way that was asked for.
+
+    Raises:
+      InputError: an override that would make it another model.
+    """
+    changed = sorted(key for key in overrides if key.startswith("model."))
+    other = [key for key in changed if key not in workdirs.FREE]
+    if other:
+        raise InputError(f"--config.{other[0]}: the model of a trained run cannot be changed")
+    names = [key.removeprefix("model.") for key in changed]
+    return dataclasses.replace(model, **{name: getattr(asked, name) for name in names})
 
 
 def _at_size(model, data: DataConfig, info: DatasetInfo) -> tuple:
@@ -124,13 +133,13 @@ def _finder(data: DataConfig, workdir: Path) -> Find:
     """As `run_data.finder`; says of which run the data are missing."""
     find = run_data.finder(data, exclude=str(workdir))
 
-    def found() -> sources.Dataset | sources.Text:
+    def found() -> sources.Dataset:
         try:
             return find()
         except InputError as error:
             raise InputError(
-                f"the run in {workdir} has no data here: {data.name} is not found ({error}); to look at it on data that lie "
-                "elsewhere, give --config.data.name=NAME"
+                f"--workdir: the data of {workdir}, {data.name}, are not here ({error}); if they are elsewhere, say where "
+                "with --config.data.name=NAME"
             ) from None
 
     return found

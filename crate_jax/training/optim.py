@@ -7,6 +7,7 @@ import optax
 from crate_jax import InputError
 from crate_jax.models.partition import is_decayed
 from crate_jax.runs.config import OptimizerConfig
+from crate_jax.settings import one_of
 
 # Adafactor keeps the row and column means of g² of matrices at least so wide; heads are 48 to 64 wide.
 MIN_FACTORED = 32
@@ -78,7 +79,6 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         ),
         "sgd": lambda: optax.chain(optax.add_decayed_weights(**decay), optax.sgd(schedule)),
     }
-    if config.name not in makers:
-        raise InputError(f"optimizer.name: found {config.name!r}; accepted: {', '.join(makers)}")
+    one_of("optimizer.name", config.name, makers)
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     return optax.chain(*clip, makers[config.name]())

@@ -15,6 +15,9 @@ from crate_jax.training.building import Run
 from crate_jax.training.checkpoint import LATEST, Checkpoints
 from crate_jax.training.state import TrainState, with_shardings
 
+# A run that trains deletes a checkpoint under its reader so often at most.
+ATTEMPTS = 5
+
 
 def restore_params(
     trained: Config, workdir: Path, mesh: Mesh, checkpoint: str = LATEST
@@ -29,14 +32,18 @@ def restore_params(
     Raises:
       InputError: no such checkpoint.
     """
-    checkpoints = Checkpoints(workdir, create=False)
-    try:
+    model = models.create(workdirs.on_any_machine(trained.model))
+    target = with_shardings(model.abstract_params, mesh)
+    for attempt in range(ATTEMPTS):
+        # A run that goes on meanwhile deletes old checkpoints: then there is a newer one.
+        checkpoints = Checkpoints(workdir, create=False)
         step = checkpoints.find(checkpoint)
-        model = models.create(workdirs.on_any_machine(trained.model))
-        target = with_shardings(model.abstract_params, mesh)
-        return checkpoints.restore_params(target, step, averaged=trained.ema_decay > 0), step
-    finally:
-        checkpoints.close()
+        try:
+            return checkpoints.restore_params(target, step, averaged=trained.ema_decay > 0), step
+        except FileNotFoundError:
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError
 
 
 def at_resolution(params: models.Params, old: Any, new: Any) -> models.Params:

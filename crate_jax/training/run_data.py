@@ -3,45 +3,38 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from crate_jax import InputError
 from crate_jax.data import pipeline, sources, subset
-from crate_jax.data.transforms import Augment
+from crate_jax.data.augmentation import Augment, WithCrops
 from crate_jax.parallel.sharding import batch_part
 from crate_jax.runs.config import Config, DataConfig
+from crate_jax.tasks import crops_of
 
 # Finds the data when it is first called, and remembers them.
-Find = Callable[[], sources.Dataset | sources.Text]
+Find = Callable[[], sources.Dataset]
 
 
 def finder(data: DataConfig, exclude: str) -> Find:
-    """A function that finds the data of a configuration; `exclude` is a folder that is none of them (see `sources.find`)."""
-    return functools.cache(lambda: sources.find(data.name, data_dir=data.data_dir, exclude=exclude))
+    """A function that opens the data of a configuration; `exclude` is a folder that is no data although it may lie there."""
+    return functools.cache(lambda: sources.open_dataset(data.name, data_dir=data.data_dir, exclude=exclude))
 
 
 def describe(config: Config, find: Find) -> sources.DatasetInfo:
     """What the data hold and how many examples of them `config` uses; reads a few images at most.
 
-    The examples of a text are windows of the model's length once the model is fitted, see `in_windows`.
+    Sequences that leave their length to the model are counted once it is fitted, see `DatasetInfo.cut`.
     """
     data = config.data
     info = sources.inspect(data.name, train=data.train_split, test=data.test_split, dataset=find())
-    if data.labels_per_class is None or info.kind == "text":
+    if data.labels_per_class is None:
         return info
     train = min(info.num_examples["train"], data.labels_per_class * info.num_classes)
     return dataclasses.replace(info, num_examples={**info.num_examples, "train": train})
-
-
-def in_windows(info: sources.DatasetInfo, length: int) -> sources.DatasetInfo:
-    """The description of a text whose bytes are cut into windows of `length`; that of images as it is."""
-    if info.kind != "text":
-        return info
-    return dataclasses.replace(
-        info, num_examples={split: count // length for split, count in info.num_examples.items()}
-    )
 
 
 class RunData:
@@ -68,21 +61,20 @@ class RunData:
     def source(self, use: str, *, fitted: bool = True) -> sources.Source:
         """The examples to "train" or "test" on, with the model's labels, as images that the model takes or as stored."""
         config, data = self._config, self._config.data
-        if self._info.kind == "text":
-            return sources.load_text(data.name, use, length=config.model.num_positions, dataset=self._find())
+        crops = crops_of(config) if fitted else None
         source = sources.load(
             data.name,
             {"train": data.train_split, "test": data.test_split}[use],
-            image_size=data.shape if fitted else None,
-            channels=data.channels,
-            resize=data.eval_resize,
-            stretch=data.stretch,
+            **({} if crops or not fitted else _shape(data)),
+            length=config.model.sequence_length,
             dataset=self._find(),
         )
         if use == "train" and data.labels_per_class is not None:
             source = subset.per_class(
                 source, data.labels_per_class, num_classes=self._info.num_classes, seed=config.seed
             )
+        if crops is not None:
+            source = sources.Fitted(WithCrops(source, crops), *_shape(data).values())
         return source if self._labels is None else _Relabelled(source, self._labels)
 
     def train_batches(self) -> pipeline.Batches:
@@ -93,7 +85,8 @@ class RunData:
             self.source("train", fitted=False),
             batch_size=config.batch_size,
             seed=config.seed,
-            augment=None if self._info.kind == "text" else _augment(config.data),
+            augment=None if config.data.shape is None else _augment(config.data),
+            crops=crops_of(config),
             process_index=part,
             process_count=parts,
             num_threads=config.data.threads,
@@ -115,23 +108,19 @@ class RunData:
         return None if info.class_names == self._classes else label_map(info, self._classes)
 
 
+def _shape(data: DataConfig) -> dict[str, Any]:
+    """What `sources.load` makes of stored images."""
+    return {
+        "image_size": data.shape,
+        "channels": data.channels,
+        "resize": data.eval_resize,
+        "stretch": data.stretch,
+    }
+
+
 def _augment(data: DataConfig) -> Augment:
-    return Augment(
-        shift=data.shift,
-        flip=data.flip,
-        crop_padding=data.crop_padding,
-        size=data.shape,
-        channels=data.channels,
-        resize=data.eval_resize,
-        stretch=data.stretch,
-        crop_scale=data.crop_scale,
-        interpolation=data.interpolation,
-        randaugment=data.randaugment,
-        randaugment_timm=data.randaugment_timm,
-        trivial_augment=data.trivial_augment,
-        three_augment=data.three_augment,
-        color_jitter=data.color_jitter,
-    )
+    shape = _shape(data)
+    return Augment.of(data, size=shape.pop("image_size"), **shape)
 
 
 @dataclasses.dataclass(frozen=True)

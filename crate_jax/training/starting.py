@@ -29,9 +29,7 @@ def start_run(config: Config, workdir: Path, overrides: Collection[str] = ()) ->
     find = run_data.finder(config.data, exclude=str(workdir))
     info = run_data.describe(config, find)
     config = fit_to_data(config, info, overrides)
-    if info.kind == "text":
-        info = run_data.in_windows(info, config.model.num_positions)
-    run = build(config, info, workdir, find=find)
+    run = build(config, info.cut(config.model.sequence_length), workdir, find=find)
     return with_palette(run, choose_palette(run)) if needs_palette(run) else run
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from crate_jax import InputError, models
+from crate_jax.settings import one_of
 from crate_jax.weights import tables
 
 # Names that wrappers put in front of every parameter, and keys under which trainers store the weights.
@@ -154,8 +155,7 @@ def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> 
       InputError: an unknown family or file, or names and shapes that are not those of the family; all missing, extra and
         misshapen entries are named in one message.
     """
-    if family not in FAMILIES:
-        raise InputError(f"family: found {family!r}; accepted: {', '.join(FAMILIES)}")
+    one_of("family", family, FAMILIES)
     arrays = _read(source) if isinstance(source, str | Path) else dict(source)
     arrays = {
         _strip(name): np.asarray(value, np.float32)
@@ -208,8 +208,7 @@ def export(params: models.Params, family: str) -> dict[str, np.ndarray]:
     Raises:
       InputError: an unknown family, or parameters that the released form has no place for or that it needs.
     """
-    if family not in FAMILIES:
-        raise InputError(f"family: found {family!r}; accepted: {', '.join(FAMILIES)}")
+    one_of("family", family, FAMILIES)
     flat, table = _flat(params), FAMILIES[family].table
     ours = [entry.ours for entry in table]
     problems = [f"no place for {name}" for name in flat if name not in ours]

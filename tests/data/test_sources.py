@@ -28,7 +28,8 @@ def everything(source) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("name", ["digit", "digits:x", "", "folder", "folder:", "npz:", "tfds:", "mnist"])
 def test_an_unknown_name_is_refused(name):
     accepted = "digits, tfds:NAME, folder:PATH, array_record:PATH, tar:PATH, parquet:PATH, npz:PATH, stdlib, text:PATH"
-    assert refusal(name) == f"unknown dataset {name!r}; accepted: {accepted}"
+    hint = "; did you mean digits?" if name == "digit" else ""
+    assert refusal(name) == f"unknown dataset {name!r}; accepted: {accepted}{hint}"
 
 
 @pytest.mark.parametrize(

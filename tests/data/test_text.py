@@ -16,8 +16,8 @@ def write(folder, **files):
 
 
 def all_bytes(name, split, length):
-    source = sources.load_text(name, split, length=length)
-    return b"".join(source[i]["text"].tobytes() for i in range(len(source)))
+    source = sources.load(name, split, length=length)
+    return b"".join(source[i]["tokens"].tobytes() for i in range(len(source)))
 
 
 def test_the_last_tenth_of_a_file_is_held_out(tmp_path):
@@ -29,26 +29,26 @@ def test_the_last_tenth_of_a_file_is_held_out(tmp_path):
     assert all_bytes(name, "test", 5) == content[180:]
     # Whole windows only.
     assert all_bytes(name, "test", 7) == content[180:194]
-    train = sources.load_text(name, "train", length=7)
+    train = sources.load(name, "train", length=7)
     assert len(train) == 174
     for start in (0, 1, 90, 173):
-        assert train[start]["text"].tobytes() == content[start : start + 7]
+        assert train[start]["tokens"].tobytes() == content[start : start + 7]
 
 
 def test_files_of_a_folder_stand_one_after_the_other(tmp_path):
     name = write(tmp_path, b=b"world", a__z=b"hello ", c=b"", d=b"!" * 89, **{".hidden": b"x"})
     whole = b"hello " + b"world" + b"!" * 89
     assert all_bytes(name, "test", 1) == whole[90:]
-    train = sources.load_text(name, "train", length=20)
-    assert train[0]["text"].tobytes() == whole[:20]
-    assert train[4]["text"].tobytes() == whole[4:24]
+    train = sources.load(name, "train", length=20)
+    assert train[0]["tokens"].tobytes() == whole[:20]
+    assert train[4]["tokens"].tobytes() == whole[4:24]
 
 
 def test_the_runs_own_folder_is_no_text(tmp_path):
     name = write(tmp_path, a=b"x" * 100, run__metrics=b"y" * 50)
     for given in (str(tmp_path / "run"), str(tmp_path / "run" / ".." / "run")):
         assert sources.inspect(name, exclude=given).num_examples == {"train": 90, "test": 10}
-        assert len(sources.load_text(name, "train", length=10, exclude=given)) == 81
+        assert len(sources.load(name, "train", length=10, exclude=given)) == 81
     name = write(tmp_path, train__a=b"abc", train__run__b=b"y", test__a=b"xyz")
     assert sources.inspect(name, exclude=str(tmp_path / "train" / "run")).num_examples == {
         "train": 3,
@@ -61,19 +61,21 @@ def test_the_runs_own_folder_is_no_text(tmp_path):
 def test_a_folder_with_both_parts(tmp_path):
     name = write(tmp_path, train__a=b"abc", train__b=b"def", test__a=b"xyz")
     assert all_bytes(name, "test", 3) == b"xyz"
-    assert sources.load_text(name, "train", length=6)[0]["text"].tobytes() == b"abcdef"
+    assert sources.load(name, "train", length=6)[0]["tokens"].tobytes() == b"abcdef"
 
 
 def test_batches_are_a_function_of_seed_and_step(tmp_path):
     name = write(tmp_path, a=bytes(range(256)) * 4)
-    source = sources.load_text(name, "train", length=16)
+    source = sources.load(name, "train", length=16)
     one, two = (pipeline.train(source, batch_size=8, seed=3) for _ in range(2))
     batch = two.batch(5)
-    np.testing.assert_array_equal(one.batch(5)["text"], batch["text"])
-    assert batch["text"].shape == (8, 16) and batch["text"].dtype == np.uint8
-    np.testing.assert_array_equal(batch["text"][:, 0], batch["index"] % 256)
-    assert not np.array_equal(pipeline.train(source, batch_size=8, seed=4).batch(5)["text"], batch["text"])
-    (test,) = pipeline.evaluation(sources.load_text(name, "test", length=16), batch_size=8)
+    np.testing.assert_array_equal(one.batch(5)["tokens"], batch["tokens"])
+    assert batch["tokens"].shape == (8, 16) and batch["tokens"].dtype == np.uint8
+    np.testing.assert_array_equal(batch["tokens"][:, 0], batch["index"] % 256)
+    assert not np.array_equal(
+        pipeline.train(source, batch_size=8, seed=4).batch(5)["tokens"], batch["tokens"]
+    )
+    (test,) = pipeline.evaluation(sources.load(name, "test", length=16), batch_size=8)
     np.testing.assert_array_equal(test["mask"], [1] * 6 + [0] * 2)
 
 
@@ -95,4 +97,4 @@ def test_pythons_own_library():
 )
 def test_mistakes(tmp_path, make, message):
     with pytest.raises(InputError, match=message):
-        sources.load_text(make(tmp_path), "test", length=11)
+        sources.load(make(tmp_path), "test", length=11)

@@ -5,9 +5,10 @@ import io
 import cv2
 import numpy as np
 import pytest
+from PIL import Image as pillow
 
 from crate_jax import InputError
-from crate_jax.data import transforms
+from crate_jax.data import augmentation, transforms
 
 
 def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
@@ -15,7 +16,6 @@ def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
 
 
 def saved_by_pillow(mode: str, colour, kind: str = "JPEG") -> bytes:
-    pillow = pytest.importorskip("PIL.Image")
     file = io.BytesIO()
     pillow.new(mode, (16, 16), colour).save(file, kind)
     return file.getvalue()
@@ -124,16 +124,16 @@ def test_random_flip_mirrors_half():
 
 def test_augment_depends_on_the_generator_alone():
     image = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
-    augment = transforms.Augment(shift=1.5, flip=True, crop_padding=2)
+    augment = augmentation.Augment(shift=1.5, flip=True, crop_padding=2)
     first, again, other = (augment(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any() and first.shape == image.shape
-    assert transforms.Augment()(image, np.random.default_rng(0)) is image
+    assert augmentation.Augment()(image, np.random.default_rng(0)) is image
 
 
 def test_augment_refuses_negative_amounts():
     with pytest.raises(InputError, match="crop_padding is -1; accepted: 0 or more"):
-        transforms.Augment(crop_padding=-1)
+        augmentation.Augment(crop_padding=-1)
 
 
 def photograph(height: int = 300, width: int = 400) -> np.ndarray:
@@ -150,7 +150,6 @@ def jpeg(image: np.ndarray) -> transforms.Encoded:
 
 def test_resize_then_crop_is_that_of_torchvision():
     """Resize(256) and CenterCrop(224) of Pillow images, as the papers evaluate; torchvision calls the same two functions."""
-    pillow = pytest.importorskip("PIL.Image")
     for height, width in ((375, 500), (501, 334), (256, 256), (230, 301)):
         image = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
         short = min(height, width)
@@ -171,7 +170,6 @@ def test_the_header_gives_the_size():
     for damaged in (b"", b"\xff\xd8", jpeg(photograph()).data[:40]):
         assert transforms._jpeg_shape(damaged) is None
     turned = io.BytesIO()
-    pillow = pytest.importorskip("PIL.Image")
     picture = pillow.fromarray(photograph())
     exif = picture.getexif()
     exif[0x0112] = 6  # to be turned by 90°
@@ -234,6 +232,21 @@ def test_a_reduced_jpeg_is_as_sharp_as_the_whole():
     assert 0.9 < np.mean(energy) < 1.05 and np.mean(differences) < 1.5
 
 
+@pytest.mark.parametrize("size", [24, 64, 300])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_inception_crops_are_pillows(size, channels):
+    """Enlarged or reduced, from pixels: to one level."""
+    image = np.random.default_rng(0).integers(256, size=(90, 120, channels), dtype=np.uint8)
+    picture = pillow.fromarray(image.squeeze(-1) if channels == 1 else image)
+    for seed in range(20):
+        found = transforms.inception_crop(image, np.random.default_rng(seed), size=size, channels=channels)
+        rng = np.random.default_rng(seed)
+        top, left, height, width = transforms._crop_box(rng, 90, 120, (0.08, 1.0), (3 / 4, 4 / 3))
+        part = picture.crop((left, top, left + width, top + height))
+        expected = np.asarray(part.resize((size, size), pillow.Resampling.BILINEAR)).reshape(found.shape)
+        assert abs(found.astype(int) - expected).max() <= 1
+
+
 def test_stretching_shows_all_of_an_image():
     image = np.zeros((20, 40, 3), np.uint8)
     image[:, :10] = 255
@@ -257,7 +270,7 @@ POLICIES = [
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_depend_on_the_generator_alone(policy):
     image = photograph(40, 40)
-    augment = transforms.Augment(size=32, channels=3, crop_scale=(0.3, 1.0), **policy)
+    augment = augmentation.Augment(size=32, channels=3, crop_scale=(0.3, 1.0), **policy)
     results = []
     for seed in range(60):
         first, again = (augment(image, np.random.default_rng(seed)) for _ in range(2))
@@ -266,7 +279,7 @@ def test_policies_depend_on_the_generator_alone(policy):
         results.append(first.tobytes())
     assert len(set(results)) > 50
     with pytest.raises(InputError, match=f"{next(iter(policy))} needs colour images; found 1 channel"):
-        transforms.Augment(channels=1, **policy)
+        augmentation.Augment(channels=1, **policy)
 
 
 @pytest.mark.parametrize(
@@ -284,4 +297,4 @@ def test_policies_depend_on_the_generator_alone(policy):
 )
 def test_augment_refuses_what_makes_no_sense(change, message):
     with pytest.raises(InputError, match=message):
-        transforms.Augment(**change)
+        augmentation.Augment(**change)

@@ -198,9 +198,10 @@ def test_auto_is_decided_by_the_platform_and_models_hold_the_decision():
     ):
         resolved = models.resolve(SMALL, platform)
         assert resolved == dataclasses.replace(SMALL, dtype=dtype, attention_kernel=kernel, scan=scan)
-        assert models.create(SMALL, platform).config == resolved
+        assert models.create(SMALL, platform).resolved == resolved
         assert models.resolve(resolved, platform) == resolved
-    assert models.create(SMALL).config == models.resolve(SMALL, jax.default_backend())
+    model = models.create(SMALL)
+    assert (model.config, model.resolved) == (SMALL, models.resolve(SMALL, jax.default_backend()))
     explicit = dataclasses.replace(SMALL, dtype="bfloat16")
     assert models.resolve(explicit, "cpu").dtype == "bfloat16"
     # Where the platform's own kernel does not take the model, xla does.
@@ -251,3 +252,9 @@ def test_a_module_takes_resolved_configurations_only():
         models.CRATE(SMALL, nnx.Rngs(0))
     images = jnp.zeros((1, 32, 32, 3))
     assert models.CRATE(models.resolve(SMALL), nnx.Rngs(0))(images)[0].shape == (1, 1000)
+
+
+def test_a_configuration_written_before_the_field_loads():
+    from crate_jax.runs.config import from_config_dict
+
+    assert from_config_dict({"model": {"family": "crate", "dim": 64}}).model.attention_kernel == "auto"

@@ -139,7 +139,7 @@ def test_nothing_sees_the_padding(stand_in, monkeypatch, name, scan):
     monkeypatch.setitem(models.attention.KERNELS, "cudnn", kernel)
     config = dataclasses.replace(SMALL[name], dtype="float32", scan=scan)
     padded = models.create(config, "gpu")
-    assert padded.config.attention_kernel == "cudnn"
+    assert padded.resolved.attention_kernel == "cudnn"
     plain = models.create(dataclasses.replace(config, attention_kernel="xla"), "gpu")
     params = plain.init(jax.random.key(0))
     if name in ("igpt", "bert"):

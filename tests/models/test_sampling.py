@@ -40,6 +40,16 @@ def test_what_is_kept_keeps_its_proportions():
     np.testing.assert_allclose(sharpened, PROBABILITIES**2 / np.sum(PROBABILITIES**2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-45])
+def test_a_temperature_near_zero_draws_the_likeliest(temperature):
+    logits = jnp.stack([LOGITS, LOGITS * 30, -LOGITS])
+    for options in ({}, {"top_k": 2}, {"top_p": 0.9}):
+        restricted = SamplingParams(temperature=temperature, **options).restrict(logits)
+        drawn = jax.random.categorical(jax.random.key(0), restricted, shape=(50, 3))
+        np.testing.assert_array_equal(drawn[:, :2], 1)
+        assert set(np.unique(drawn[:, 2])) <= {2, 4}  # The two that are equally likely.
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

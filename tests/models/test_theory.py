@@ -10,7 +10,7 @@ from flax import nnx
 
 from crate_jax import InputError, models, objectives
 from crate_jax.models.crate import UPDATES, CRATEBlock
-from crate_jax.models.operators import ISTA, MSSA
+from crate_jax.models.operators import FORMS, ISTA, MSSA, OUTPUTS
 from crate_jax.runs.config import OptimizerConfig
 from crate_jax.training.optim import make_optimizer
 
@@ -45,7 +45,7 @@ def close(actual, expected):
 
 
 @pytest.mark.parametrize("attention", ["softmax", "linear"])
-@pytest.mark.parametrize("output", MSSA.OUTPUTS)
+@pytest.mark.parametrize("output", OUTPUTS)
 def test_mssa(output, attention):
     layer = operator(MSSA, output=output, attention=attention)
     bases = np.asarray(layer.bases[...], np.float64)
@@ -76,7 +76,7 @@ def test_ista(learned):
     eta, lam = 0.2, 0.3
     layers = {
         form: operator(ISTA, ista=form, ista_steps=3, step_size=eta, penalty=lam, learn_steps=learned)
-        for form in ISTA.FORMS
+        for form in FORMS
     }
     d = {form: np.asarray(layer.dictionary[...], np.float64) for form, layer in layers.items()}
     out = {form: layer(jnp.asarray(Z, jnp.float32)) for form, layer in layers.items()}

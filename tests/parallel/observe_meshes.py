@@ -65,7 +65,8 @@ def observe(run: Run, folder: Path) -> dict[str, np.ndarray]:
     seen["losses"] = np.array(losses)
     seen["split"] = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(current.params))
     checkpoints = Checkpoints(folder)
-    if checkpoints.latest_step is None:
+    if checkpoints.latest() is None:
+        checkpoints.start_saving()
         checkpoints.save(current, STEPS, None)
         checkpoints.wait()
     else:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax import models
+from crate_jax import InputError, models
 from crate_jax.data import pipeline
+from crate_jax.data.dataset import DatasetInfo, Tokens
 from crate_jax.models.crate_mae import random_mask
 from crate_jax.parallel.sharding import MeshConfig, make_mesh
 from crate_jax.reports import code_length, earlier, layerwise, loss, masked_prediction, reconstruction
@@ -21,7 +22,7 @@ from crate_jax.reports.reconstruction import mean_patch, nearest_patch
 from crate_jax.runs.config import Config, DataConfig
 from crate_jax.tasks import make_task
 from crate_jax.tasks.reconstruct import fixed_noise, normalise_patches
-from crate_jax.tasks.tokenizer import Pixels, make_tokenizer
+from crate_jax.tasks.tokenizer import ValueMeaning, make_tokenizer
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 TOKENS = Config(
@@ -29,26 +30,29 @@ TOKENS = Config(
 )
 LINES = [
     {"step": 1, "train/loss": 2.0},
-    {"step": 2, "eval/loss": math.log(2), "eval/count": 5.0, "final": True},
+    {"step": 2, "eval/loss": math.log(2), "final": True},
+    {"step": 3, "eval/loss": 9.0},
 ]
 
 
 def trained_on(
-    config, images, *, apply=None, max_value=255, colours=None, text=False, lines=LINES, workdir=None
+    config, images, *, apply=None, max_value=255, colours=None, text=False, lines=None, workdir=None
 ):
     """A run whose test set is `images` (or windows of text) and whose model is `apply`."""
-    name = "text" if text else "image"
-    pixels = Pixels(max_value, colours, text)
+    name = "tokens" if text else "image"
+    tokens = Tokens(256, "byte", "text") if text else None
+    info = DatasetInfo("made", max_value=max_value, tokens=tokens)
+    meaning = ValueMeaning.of(info, colours)
+    lines = [{**line, "eval/count": float(len(images))} for line in LINES] if lines is None else lines
     source = [{name: image} for image in images]
-    info = SimpleNamespace(name="made", max_value=max_value, kind="text" if text else "images")
     run = SimpleNamespace(
         config=config,
         workdir=workdir,
         info=info,
         palette=colours,
-        pixels=pixels,
+        meaning=meaning,
         mesh=MESH,
-        task=make_task(config, pixels),
+        task=make_task(config, meaning),
         model=SimpleNamespace(apply=lambda params, *args, **options: apply(*args, **options), readings=None),
         data=SimpleNamespace(
             source=lambda use: source, eval_batches=partial(pipeline.evaluation, batch_size=2)
@@ -69,7 +73,7 @@ def test_code_length_names_every_coder(colours):
         {"nats_per_token": math.log(2), "bits_per_pixel": 1.0, "bytes": 5 * 4 / 8}
     )
     assert {"order-0 entropy", "zlib -9", "lzma -9e"} < result.values["code_length"].keys()
-    tokenizer = make_tokenizer(Pixels(255, colours), 64)
+    tokenizer = make_tokenizer(ValueMeaning(255, colours), 64)
     error = images.astype(float) - tokenizer.decode(np.asarray(tokenizer.encode(jnp.asarray(images))))
     assert result.values["palette"]["mse"] == pytest.approx(np.mean(error**2))
     assert "64 colours" in result.note
@@ -82,7 +86,7 @@ def test_of_a_long_split_a_part_is_compressed(colours, monkeypatch):
     result = code_length.make(trained_on(TOKENS, images, colours=colours))
     assert (result.values["examples"], result.values["tokens"]) == (3, 12)
     assert result.values["code_length"]["model"]["bytes"] == pytest.approx(12 / 8)
-    tokenizer = make_tokenizer(Pixels(255, colours), 64)
+    tokenizer = make_tokenizer(ValueMeaning(255, colours), 64)
     part = images[[0, 2, 4]]
     error = part.astype(float) - tokenizer.decode(np.asarray(tokenizer.encode(jnp.asarray(part))))
     assert result.values["palette"]["mse"] == pytest.approx(np.mean(error**2))
@@ -118,6 +122,15 @@ def test_a_run_that_was_not_evaluated_has_no_code_length(colours):
     assert loss.make(trained).figures[0].png.startswith(b"\x89PNG")
     assert loss.make(dataclasses.replace(trained, lines=[])) is None
     assert layerwise.make(trained) is None and reconstruction.make(trained) is None
+
+
+def test_other_data_than_were_evaluated_have_no_code_length(colours):
+    trained = trained_on(TOKENS, np.zeros((3, 2, 2, 3), np.uint8), colours=colours)
+    lines = [{**line, "eval/count": 4.0} for line in trained.lines]
+    with pytest.raises(
+        InputError, match="has 3 test examples; accepted: the 4 that the run was evaluated on at step 2"
+    ):
+        code_length.make(dataclasses.replace(trained, lines=lines))
 
 
 def test_the_loss_says_in_words_what_it_draws(colours):

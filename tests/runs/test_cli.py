@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
+import crate_jax
 from crate_jax import InputError, __main__
 from crate_jax.parallel import processes
 from crate_jax.runs import cli
@@ -275,6 +276,27 @@ def test_an_unknown_command(monkeypatch, capsys):
         __main__.main()
     assert end.value.code == 2
     assert "did you mean train?" in capsys.readouterr().err
+
+
+def test_a_command_is_one_file(tmp_path, monkeypatch, capsys):
+    """The one that docs/extending.md shows."""
+    page = (ROOT / "docs" / "extending.md").read_text()
+    code = page.partition("`crate_jax/count.py`:")[2].partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "count.py").write_text(code)
+    monkeypatch.setattr(crate_jax, "__path__", [*crate_jax.__path__, str(tmp_path)])
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["crate-jax", *arguments])
+        with pytest.raises(SystemExit) as end:
+            __main__.main()
+        assert not end.value.code
+        return capsys.readouterr().out
+
+    assert __main__.commands()["count"] == "Count the parameters of a configuration."
+    assert call("count", "--config=configs/base.py") == "172362\n"
+    assert call("count", "--config", "configs/base.py", "--millions") == "0.2 million\n"
+    assert "Count in millions." in call("count", "--help")
 
 
 ENTRY = "import sys; from crate_jax.__main__ import main; sys.argv[0] = 'crate-jax'; main()"

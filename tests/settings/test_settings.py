@@ -155,5 +155,8 @@ def test_one_of_a_few():
     one_of("size", "small", ("tiny", "small"))
     with pytest.raises(InputError, match=r"size: found 'smal'; accepted: tiny, small; did you mean small\?"):
         one_of("size", "smal", ("tiny", "small"))
+    for found in (None, 3, {}):
+        with pytest.raises(InputError, match=r"accepted: tiny, small$"):
+            one_of("size", found, {"tiny": 1, "small": 2})
     with pytest.raises(InputError, match="size: found 'smal'; accepted: nothing"):
         one_of("size", "smal", ())

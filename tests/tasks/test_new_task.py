@@ -9,7 +9,7 @@ from conftest import TINY, load_config
 from crate_jax import InputError
 from crate_jax.tasks import TASKS, Task, make_task, uses
 from crate_jax.tasks.base import masked_mean, normalised_images
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 from crate_jax.train import train
 
 
@@ -45,8 +45,8 @@ def test_it_trains_is_evaluated_and_reported(toy, tmp_path):
 
 
 def test_its_settings_are_its_own(toy):
-    make_task(load_config({**toy, "data.erase": 0.5}), Pixels(16))
+    make_task(load_config({**toy, "data.erase": 0.5}), ValueMeaning(16))
     with pytest.raises(
         InputError, match=r"data\.mixup: found 0.5; accepted for task brightness: 0 \(only classify uses it"
     ):
-        make_task(load_config({**toy, "data.mixup": 0.5}), Pixels(16))
+        make_task(load_config({**toy, "data.mixup": 0.5}), ValueMeaning(16))

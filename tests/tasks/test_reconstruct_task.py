@@ -11,7 +11,7 @@ from crate_jax import InputError, models
 from crate_jax.runs.config import Config, DataConfig
 from crate_jax.tasks import make_task
 from crate_jax.tasks.reconstruct import normalise_patches
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 
 CONFIG = Config(
     model=models.CRATEMAEConfig(
@@ -20,7 +20,7 @@ CONFIG = Config(
     task="masked_autoencoder",
     data=DataConfig(mean=(0.25,), std=(0.5,)),
 )
-PIXELS = Pixels(max_value=16)
+PIXELS = ValueMeaning(max_value=16)
 IMAGES = np.random.default_rng(0).integers(0, 17, (3, 4, 4, 1)).astype(np.uint8)
 BATCH = {
     "image": jnp.asarray(IMAGES),

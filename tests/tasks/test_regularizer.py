@@ -11,7 +11,7 @@ from crate_jax import InputError, models
 from crate_jax.runs.config import Config, RegularizerConfig
 from crate_jax.tasks import make_task
 from crate_jax.tasks.regularizer import make_regularizer
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
 
 SMALL = {"image_size": 8, "patch_size": 4, "channels": 1, "num_classes": 3, "dim": 8, "depth": 3, "heads": 2}
 CRATE = models.CRATEConfig(**SMALL, head_dim=4)
@@ -93,7 +93,7 @@ def test_the_terms_are_added_to_the_loss_and_reported():
 
     def loss(config):
         apply = lambda *args, **options: model.apply(params, *args, **options)  # noqa: E731
-        return make_task(config, Pixels(255)).loss(apply, batch, jax.random.key(0))
+        return make_task(config, ValueMeaning(255)).loss(apply, batch, jax.random.key(0))
 
     (with_terms, metrics), (without, _) = jax.jit(lambda: (loss(config), loss(plain)))()
     added = 0.1 * metrics["sparse_rate_reduction"] + 0.2 * metrics["orthogonality"]

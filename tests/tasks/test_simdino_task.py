@@ -2,18 +2,22 @@
 
 import dataclasses
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from crate_jax import InputError, models
-from crate_jax.runs.config import Config, SimDINOConfig
+from crate_jax.runs.config import Config, DataConfig, SimDINOConfig
+from crate_jax.runs.config import steps as steps_
 from crate_jax.tasks import make_task, views
 from crate_jax.tasks.simdino import alignment, expansion
-from crate_jax.tasks.tokenizer import Pixels
+from crate_jax.tasks.tokenizer import ValueMeaning
+from crate_jax.train import train
 from crate_jax.training import steps
 from crate_jax.training.optim import make_ema_schedule
+from crate_jax.training.starting import start_run
 
 CONFIG = Config(
     model=models.CRATEConfig(
@@ -23,7 +27,7 @@ CONFIG = Config(
     ema_decay=0.9,
     simdino=SimDINOConfig(local_views=2, local_size=4),
 )
-PIXELS = Pixels(max_value=16)
+PIXELS = ValueMeaning(max_value=16)
 BATCH = {
     "image": jnp.asarray(np.random.default_rng(0).integers(0, 17, (4, 8, 8, 1)).astype(np.uint8)),
     "index": jnp.arange(4),
@@ -170,6 +174,34 @@ def test_projection_head_and_pooling():
     assert "class_token" not in pooled and pooled["position_embedding"].shape == (16, 8)
     with pytest.raises(InputError, match=r"model.pool: found 'max'; accepted: class, mean"):
         models.create(dataclasses.replace(CONFIG.model, pool="max"))
+
+
+def test_views_come_from_the_whole_image(tmp_path):
+    """Red lies outside of the centre square, which is all that the model's own input shows."""
+    image = np.zeros((12, 36, 3), np.uint8)
+    image[:, :12, 2], image[:, 24:, 2], image[:, 12:24, 0] = 255, 255, 255  # OpenCV writes blue first
+    for i in range(20):
+        path = tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image)
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(CONFIG.model, channels=3),
+        batch_size=4,
+        total=steps_(2),
+        data=DataConfig(name=f"folder:{tmp_path / 'data'}", image_size=8),
+        simdino=SimDINOConfig(local_views=2, local_size=4, local_scale=(0.05, 0.2), whole_image=True),
+    )
+    run = start_run(config, tmp_path / "run")
+    train_batch = run.data.train_batches().batch(0)
+    (first, *_), (again, *_) = (list(run.data.eval_batches(run.data.source("test"))) for _ in range(2))
+    for batch in (train_batch, first):
+        assert batch["image"].shape == (4, 8, 8, 3) and batch["image"][..., 0].max() == 0
+        assert batch["global_views"].shape == (4, 2, 8, 8, 3) and batch["global_views"][..., 0].max() > 100
+        assert batch["local_views"].shape == (4, 2, 4, 4, 3)
+    np.testing.assert_array_equal(first["local_views"], again["local_views"])
+    values = train(config, tmp_path / "run")
+    assert np.isfinite(values["eval/loss"]) and values["eval/count"] == 4
 
 
 @pytest.mark.parametrize(

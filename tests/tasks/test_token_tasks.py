@@ -12,9 +12,9 @@ from crate_jax import InputError, models
 from crate_jax.models.gpt import MASKED
 from crate_jax.runs.config import Config, DataConfig, RegularizerConfig
 from crate_jax.tasks import make_task
-from crate_jax.tasks.tokenizer import Pixels, dequantise, make_tokenizer, quantise, to_bytes
+from crate_jax.tasks.tokenizer import ValueMeaning, dequantise, make_tokenizer, quantise, to_bytes
 
-GREY = Pixels(max_value=3)
+GREY = ValueMeaning(max_value=3)
 CONFIG = Config(
     model=models.IGPTConfig(vocab_size=4, num_positions=4, dim=8, depth=1, heads=2),
     task="autoregressive",
@@ -131,7 +131,7 @@ def colours():
 
 def test_quantise_finds_the_nearest_colour(colours):
     pixels = np.random.default_rng(2).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
-    tokens = make_tokenizer(Pixels(255, colours), 64).encode(jnp.asarray(pixels))
+    tokens = make_tokenizer(ValueMeaning(255, colours), 64).encode(jnp.asarray(pixels))
     x = (pixels.reshape(3, 256, 1, 3) / 127.5 - 1).astype(np.float64)
     brute_force = np.argmin(np.sum((x - colours) ** 2, axis=-1), axis=-1)
     np.testing.assert_array_equal(tokens, brute_force)
@@ -146,7 +146,7 @@ def test_quantise_makes_no_array_of_differences(colours):
 
 def test_tokens_decode_to_images(colours):
     tokens = np.random.default_rng(3).integers(0, 64, (2, 16))
-    images = make_tokenizer(Pixels(255, colours), 64).decode(tokens)
+    images = make_tokenizer(ValueMeaning(255, colours), 64).decode(tokens)
     assert images.shape == (2, 4, 4, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(images.reshape(2, 16, 3), to_bytes(colours)[tokens])
     np.testing.assert_array_equal(to_bytes([[-1.0, 0.0, 1.0]]), [[0, 128, 255]])

@@ -11,10 +11,10 @@ from crate_jax.training.checkpoint import Checkpoints
 from crate_jax.training.state import TrainState
 
 
-def make(tx=None, *, ema: bool = False, metrics: tuple[str, ...] = ("loss",)) -> TrainState:
+def make(tx=None, *, ema: bool = False, metrics: tuple[str, ...] = ("loss",), step: int = 3) -> TrainState:
     params = {"w": jnp.arange(6.0).reshape(3, 2)}
     return TrainState(
-        jnp.int32(3),
+        jnp.int32(step),
         params,
         (tx or optax.adam(1e-3)).init(params),
         params if ema else None,
@@ -25,6 +25,7 @@ def make(tx=None, *, ema: bool = False, metrics: tuple[str, ...] = ("loss",)) ->
 
 def test_another_state_is_one_line(tmp_path):
     checkpoints = Checkpoints(tmp_path)
+    checkpoints.start_saving()
     checkpoints.save(make(), 3, None)
     checkpoints.wait()
 
@@ -45,12 +46,13 @@ def test_checkpoints_by_name(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(InputError, match="holds no complete checkpoint yet"):
         checkpoints.find("latest")
-    checkpoints.save(make(), 1, None)
+    checkpoints.start_saving()
+    checkpoints.save(make(step=1), 1, None)
     checkpoints.wait()
     with pytest.raises(InputError, match=r"--checkpoint: found best; accepted in .*: latest, 1$"):
         checkpoints.find("best")  # None was evaluated.
     for step, score in ((2, -0.9), (3, -1.5), (4, None)):
-        checkpoints.save(make(), step, score)
+        checkpoints.save(make(step=step), step, score)
         checkpoints.wait()
     assert [checkpoints.find(which) for which in ("latest", "best", "2", "4")] == [4, 2, 2, 4]
     with pytest.raises(InputError, match=r"--checkpoint: found 3; accepted in .*: latest, best, 2, 4$"):

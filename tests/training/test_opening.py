@@ -93,6 +93,20 @@ def test_the_model_is_the_one_of_the_configuration(classifier):
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, run.model.abstract_params)
 
 
+def test_how_a_model_is_computed_may_change(classifier):
+    workdir, _ = classifier
+    trained = open_run(workdir).run.config
+    for name, value in (("remat", "full"), ("scan", not trained.model.scan)):
+        config = dataclasses.replace(trained, model=dataclasses.replace(trained.model, **{name: value}))
+        run, params, _ = open_run(workdir, config=config, overrides={f"model.{name}"})
+        assert getattr(run.model.config, name) == value
+        assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, run.model.abstract_params)
+    with pytest.raises(
+        InputError, match=r"--config\.model\.dim: the model of a trained run cannot be changed"
+    ):
+        open_run(workdir, config=trained, overrides={"model.scan", "model.dim"})
+
+
 @pytest.fixture(scope="module")
 def worse(tmp_path_factory):
     """A run that is best at step 20, and then spoiled."""
