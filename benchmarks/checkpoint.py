@@ -17,7 +17,8 @@ import jax
 
 from crate_jax import models
 from crate_jax.parallel import sharding
-from crate_jax.runs.config import MeshConfig, OptimizerConfig
+from crate_jax.runs.config import MeshConfig
+from crate_jax.runs.optimizers import AdamW
 from crate_jax.training import optim, state
 from crate_jax.training.checkpoint import Checkpoints
 
@@ -37,7 +38,7 @@ def read_bytes() -> int:
 def main(width: int) -> None:
     mesh = sharding.make_mesh(MeshConfig("fsdp"))
     model = models.create(models.crate("tiny", dim=width, heads=width // 64))
-    tx = optim.make_optimizer(OptimizerConfig(name="adamw"), lambda step: 1e-3)
+    tx = optim.make_optimizer(AdamW(), lambda step: 1e-3)
     abstract = state.abstract_state(model, tx, mesh, ema=False, metric_names=("loss",))
     current = state.make_state(model, tx, jax.random.key(0), abstract)
     # Moments that are all zero would be compressed to nothing.

@@ -49,7 +49,7 @@ class Training:
         self.workload = workload
         self.run, self.batch = make_run(workload, fields)
         optimizer = self.run.config.optimizer
-        schedule = optim.make_schedule(optimizer.lr, warmup_steps=0, total_steps=10**6)
+        schedule = optim.make_schedule(optimizer, warmup_steps=0, total_steps=10**6)
         self.tx = optim.make_optimizer(optimizer, schedule)
         with jax.set_mesh(self.run.mesh):
             self.abstract, self.lowered = program.lower(self.run, self.tx, self.batch, log_steps=1)

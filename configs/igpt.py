@@ -23,10 +23,13 @@ Study: three sizes, each trained for 2, 6 and 20 epochs, probed, and drawn toget
     python -m crate_jax.study --config=configs/igpt.py:scaling --workdir=runs/scaling
 
 The paper's schedule: Adam(0.9, 0.95), batch 128 for 1M iterations (XL 64 for 2M), one epoch of warm-up, cosine to zero, no
-weight decay, no dropout. It prints test losses of 2.0895, 2.0614 and 2.0466 nats a token for S, M and L. Differences: the
-paper crops ImageNet at random before it is made small and we read images that are small already; it does not print the
-learning rate of M (ours is that of S), nor that of fine-tuning, which is ours as is its length; it stops fine-tuning at the
-best validation accuracy, which here is the checkpoint that is kept as the best.
+weight decay, no dropout. It prints test losses of 2.0895, 2.0614 and 2.0466 nats a token for S, M and L.
+
+Differences: the paper crops ImageNet at random before it is made small; ours reads images that are small already, or at
+48×48 the centre square. It holds 4 % of the training images out, ours the validation images. It does not print the learning
+rate of M (ours is that of S), nor that of fine-tuning, which is ours as are its length and augmentation; it stops
+fine-tuning at the best validation accuracy, which here is the checkpoint that is kept as the best. docs/recipes.md has
+every setting beside theirs.
 """
 
 import dataclasses
@@ -37,12 +40,12 @@ from crate_jax.runs.config import (
     Config,
     DataConfig,
     MeshConfig,
-    OptimizerConfig,
     choose,
     epochs,
     percent,
     steps,
 )
+from crate_jax.runs.optimizers import AdamW
 from crate_jax.runs.studies import Study, variants
 
 
@@ -54,7 +57,7 @@ def digits() -> Config:
         label_smoothing=0.0,
         total=epochs(20),
         data=DataConfig(name="digits"),
-        optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.1, b1=0.9, b2=0.95),
+        optimizer=AdamW(lr=2e-3, weight_decay=0.1, b1=0.9, b2=0.95),
     )
 
 
@@ -82,7 +85,7 @@ def paper(
         total=steps(total),
         warmup=epochs(1),
         data=DataConfig(name=data),
-        optimizer=OptimizerConfig(name="adamw", lr=lr, weight_decay=0.0, b1=0.9, b2=0.95),
+        optimizer=AdamW(lr=lr, weight_decay=0.0, b1=0.9, b2=0.95),
         mesh=MeshConfig("fsdp") if model.dim > 1024 else MeshConfig(),
     )
 

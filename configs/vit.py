@@ -12,6 +12,8 @@ Variants (--config=configs/vit.py:VARIANT):
                 ImageNet-1K with the recipe of configs/crate.py, as the paper compares them (arXiv 2306.01129): Lion, lr
                 2.4e-4, weight decay 0.5, batch 2048, 150 epochs. Its top-1 for tiny and small: 71.5, 72.4. Data:
                 ImageNet as crate_jax.prepare writes it (docs/data.md). Not run here.
+
+Differences: the authors' ViT reads the mean of the patches, ours a class token; those of the recipe are in configs/crate.py.
 """
 
 from functools import partial

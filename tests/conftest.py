@@ -108,10 +108,11 @@ def load_config(changes: dict, file: str = "configs/base.py", variant: str | Non
     """A config file with changes, as the command line would make it."""
     from ml_collections import config_flags  # noqa: F401  (the loader below is the flag's own)
 
-    from crate_jax.runs.config import from_config_dict
+    from crate_jax.runs.config import from_config_dict, with_optimizer
 
     namespace: dict = {}
     exec(compile((ROOT / file).read_text(), file, "exec"), namespace)
     config = namespace["get_config"](*([variant] if variant else []))
+    with_optimizer(config, [f"--config.{key}={value}" for key, value in changes.items()])
     config.update_from_flattened_dict(changes)
     return from_config_dict(config, set(changes))

@@ -86,9 +86,8 @@ def test_a_run_of_one_step_has_no_warm_up(tmp_path):
     ],
 )
 def test_impossible_configurations_stop_before_any_work(changes, message, tmp_path):
-    config = load_config({**TINY, **changes})
     with pytest.raises(InputError, match=message):
-        train(config, tmp_path / "run", set(changes))
+        train(load_config({**TINY, **changes}), tmp_path / "run", set(changes))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -62,7 +62,10 @@ def shrunk(file: str, variant: str):
         config,
         model=dataclasses.replace(model, **sizes),
         data=data,
-        optimizer=dataclasses.replace(config.optimizer, lr=1e-4, weight_decay=0.0),
+        optimizer=dataclasses.replace(
+            config.optimizer, lr=1e-4, start_lr=0.0, weight_decay=0.0, weight_decay_end=None
+        ),
+        simdino=dataclasses.replace(config.simdino, groups=min(config.simdino.groups, 2)),
         batch_size=4,
         accumulate=1,
         mesh=MeshConfig(),

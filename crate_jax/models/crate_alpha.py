@@ -31,16 +31,22 @@ EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class CRATEAlphaConfig(ImageConfig):
-    """All that determines a CRATE-α. The dictionaries are `dim` × `overcomplete`·`dim`; `step_size` is η, `penalty` λ."""
+    """All that determines a CRATE-α. The dictionaries are `dim` × `overcomplete`·`dim`; `step_size` is η, `penalty` λ.
+
+    `mssa_std` is the standard deviation that MSSA's matrices start with, 0.02 as released; None: uniform, as in CRATE.
+    """
 
     family: str = "crate_alpha"
     overcomplete: int = setting(4, "Atoms of a dictionary per feature.", least=1)
     step_size: float = setting(0.1, "Step size η of ISTA.", least=0)
     penalty: float = setting(0.1, "Sparsity penalty λ of ISTA.", least=0)
+    mssa_std: float | None = setting(
+        None, "Standard deviation that MSSA's matrices start with; left out: uniform, as in CRATE.", above=0
+    )
 
 
 def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
-    """The configuration of a published size.
+    """The configuration of a published size, which starts as released.
 
     Args:
       size: tiny, small, base, large or huge: 4,811,944, 40,975,912, 72,328,936, 253,650,920 and 526,819,560 parameters at
@@ -51,7 +57,7 @@ def crate_alpha(size: str, **overrides) -> CRATEAlphaConfig:
     """
     one_of("size of CRATE-α", size, SIZES)
     dim, depth, heads, patch_size = SIZES[size]
-    published = {"dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size}
+    published = {"dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size, "mssa_std": 0.02}
     return CRATEAlphaConfig(**{**published, **overrides})
 
 
@@ -76,7 +82,7 @@ class CRATEAlphaBlock(nnx.Module):
     def __init__(self, config: CRATEAlphaConfig, *, rngs: nnx.Rngs):
         options: dict[str, Any] = {"eps": EPS, "dtype": config.compute_dtype, "rngs": rngs}
         self.mssa_norm = layer_norm(config.dim, **options)
-        self.mssa = MSSA(config, use_bias=False, rngs=rngs)
+        self.mssa = MSSA(config, use_bias=False, stddev=config.mssa_std, rngs=rngs)
         self.odl_norm = layer_norm(config.dim, **options)
         self.odl = ODL(config, rngs=rngs)
 

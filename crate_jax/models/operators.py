@@ -66,6 +66,7 @@ class MSSA(nnx.Module):
           identity: the heads side by side, no matrix at all.
         attention: softmax, or linear: the mean of the scores in its place (see `objectives.mssa`).
       causal: whether a token attends only to itself and those before it.
+      stddev: of the normal distribution that U and O start from; None: uniform, as PyTorch's linear layers start.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class MSSA(nnx.Module):
         *,
         use_bias: bool = True,
         causal: bool = False,
+        stddev: float | None = None,
         rngs: nnx.Rngs,
     ):
         one_of("model.output", layers.output, OUTPUTS)
@@ -88,9 +90,10 @@ class MSSA(nnx.Module):
         self.kind, self.softmax, self.causal = layers.output, layers.attention == "softmax", causal
         self.dtype, self.kernel = config.compute_dtype, config.attention_kernel
         self.beta = head_dim / (config.sequence_length * layers.eps_sq)
-        free, init = layers.output == "free", uniform_init(1 / math.sqrt(heads * head_dim))
-        shape = (heads, head_dim, dim)
-        self.bases = nnx.Param(uniform_init(1 / math.sqrt(dim))(rngs.params(), (heads, dim, head_dim)))
+        starts = [uniform_init(1 / math.sqrt(inputs)) for inputs in (dim, heads * head_dim)]
+        into, init = starts if stddev is None else [nnx.initializers.normal(stddev)] * 2
+        free, shape = layers.output == "free", (heads, head_dim, dim)
+        self.bases = nnx.Param(into(rngs.params(), (heads, dim, head_dim)))
         self.output = nnx.Param(init(rngs.params(), shape)) if free else None
         self.fixed_output = nnx.Param(init(rngs.params(), shape)) if layers.output == "fixed" else None
         self.bias = nnx.Param(init(rngs.params(), (dim,))) if free and use_bias else None

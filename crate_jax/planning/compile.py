@@ -113,9 +113,8 @@ def plan(request: dict[str, Any]) -> Plan:
     config = configs.from_config_dict(request["config"], set(request["overrides"]))
     run, batch = describe(config, request["overrides"], topologies.devices(machine))
     config = run.config
-    tx = optim.make_optimizer(
-        config.optimizer, optim.make_schedule(config.optimizer.lr, warmup_steps=1, total_steps=2)
-    )
+    schedule = optim.make_schedule(config.optimizer, warmup_steps=1, total_steps=2, steps_per_epoch=1)
+    tx = optim.make_optimizer(config.optimizer, schedule, total_steps=2)
     with jax.set_mesh(run.mesh):
         abstract, lowered = program.lower(run, tx, batch, log_steps=1)
         began = time.perf_counter()

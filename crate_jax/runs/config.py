@@ -10,7 +10,7 @@ suffixes of one duration are refused, except that one on the command line replac
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -19,7 +19,9 @@ from crate_jax import InputError, models, settings
 from crate_jax.data.augmentation import Augmentations
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.parallel.sharding import MeshConfig
+from crate_jax.runs import optimizers
 from crate_jax.runs.durations import UNITS, Duration, epochs, percent, steps
+from crate_jax.runs.optimizers import Lion, OptimizerConfig
 from crate_jax.settings import LARGEST_SEED, Setting, setting
 
 # What configuration files import from here.
@@ -39,6 +41,7 @@ __all__ = [
     "percent",
     "steps",
     "to_config_dict",
+    "with_optimizer",
 ]
 
 
@@ -89,25 +92,6 @@ class DataConfig(Augmentations):
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """An optimiser with decoupled weight decay. The learning rate warms up to `lr`, then follows a cosine to zero."""
-
-    name: str = setting("lion", "The optimiser: lion, adamw, adafactor or sgd.")
-    lr: float = setting(2e-4, "Learning rate at its highest.", least=0)
-    weight_decay: float = setting(0.05, "Decoupled weight decay, multiplied by the learning rate.", least=0)
-    b1: float = setting(0.9, "Decay of the first moment, of Lion and AdamW.", least=0, below=1)
-    b2: float = setting(0.99, "Decay of Lion's momentum, or of AdamW's second moment.", least=0, below=1)
-    momentum_dtype: str = setting(
-        "float32",
-        "Type of the first moment of Lion and AdamW; bfloat16 halves its memory.",
-        choices=("float32", "bfloat16"),
-    )
-    clip_norm: float | None = setting(
-        None, "Largest global norm of the gradient; left out: not clipped.", above=0
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class RegularizerConfig:
     """Terms on a white box's layers, added to a supervised loss (see `tasks.regularizer`); a weight of 0 is off."""
 
@@ -142,6 +126,9 @@ class SimDINOConfig:
     flip: bool = setting(True, "Flip views horizontally at random.")
     alignment: float = setting(1.0, "Weight of the alignment of the views.", least=0)
     eps_sq: float = setting(0.05, "The ε² of the coding rate.", above=0)
+    groups: int = setting(
+        1, "Parts of the batch whose coding rates are averaged; as released: the number of devices.", least=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +161,7 @@ class Config:
     checkpoint: Duration | None = setting(percent(10), "Interval at which the state is saved.")
     trace: Duration | None = setting(percent(5), "Interval at which the layers are measured.")
     data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = Lion()
     regularizer: RegularizerConfig = RegularizerConfig()
     simdino: SimDINOConfig = SimDINOConfig()
     mesh: MeshConfig = MeshConfig()
@@ -222,7 +209,8 @@ def from_config_dict(config: Mapping[str, Any], overrides: Collection[str] = ())
     for field in dataclasses.fields(Config):
         if dataclasses.is_dataclass(field.type) and field.type is not Duration:
             values = _group(field.name, config.pop(field.name, {}))
-            fields[field.name] = _build(field.type, values, overrides, f"{field.name}.")
+            kind = optimizers.kind_of(values) if field.type is OptimizerConfig else field.type
+            fields[field.name] = _build(kind, values, overrides, f"{field.name}.")
     built = _build(Config, config, overrides, "", fields)
     settings.check(built, "config: ")
     return built
@@ -287,6 +275,22 @@ def _duration(name: str, given: Mapping[str, float | None], overrides: Collectio
     value = given[units[0]]
     settings.check_value(f"config: {name}_{units[0]}", value, float, Setting("", least=0))
     return Duration(value, units[0])
+
+
+def with_optimizer(config: ConfigDict, arguments: Sequence[str]) -> None:
+    """Change a configuration to the optimiser that --config.optimizer.name=NAME among the arguments asks for, so that its
+    settings are there to be set; `optimizers.replace` says what they start from.
+
+    Raises:
+      InputError: an unknown optimiser.
+    """
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        key, equals, name = argument.partition("=")
+        if key.lstrip("-") == "config.optimizer.name" and "optimizer" in config:
+            values = config.optimizer.to_dict()
+            before = _build(optimizers.kind_of(values), values, (), "optimizer.")
+            with config.unlocked():
+                config.optimizer = to_config_dict(optimizers.replace(before, name if equals else following))
 
 
 def choose(variant: str, variants: Mapping[str, Callable[[], Config]]) -> ConfigDict:

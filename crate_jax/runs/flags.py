@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crate_jax import InputError
+from crate_jax.runs.config import with_optimizer
 from crate_jax.runs.help import examples
 from crate_jax.settings import REQUIRED, check, convert, plain_type, settings_of, unknown
 
@@ -84,6 +85,7 @@ def override(config: ConfigDict, rest: Sequence[str], kind: type) -> tuple[Confi
     Raises:
       InputError: a key that does not exist, a value of another type, or an argument that is no key.
     """
+    with_optimizer(config, rest)
     known = list(dotted(config))
     for argument in rest:
         key = argument.lstrip("-").partition("=")[0]

@@ -11,13 +11,14 @@ from crate_jax.data import palette
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.models.config import ModelConfig
 from crate_jax.parallel import processes
+from crate_jax.runs import optimizers
 from crate_jax.runs.config import Config, from_config_dict, to_config_dict
 from crate_jax.runs.metrics import write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
-# Of a model's fields those that may differ from start to start: how it is computed, not what it is.
-FREE = ("model.scan", "model.remat", "model.attention_kernel")
+# Of a model's fields those that may differ from start to start: how it is computed or how it began, not what it is.
+FREE = ("model.scan", "model.remat", "model.attention_kernel", "model.mssa_std")
 # Settings of older versions that no longer exist and never changed what a run computes.
 DROPPED = ("data.benchmark",)
 
@@ -85,6 +86,8 @@ def read_config(workdir: Path) -> Config:
     for group, name in (key.split(".") for key in DROPPED):
         if isinstance(values, dict) and isinstance(values.get(group), dict):
             values[group].pop(name, None)
+    if isinstance(values, dict) and isinstance(values.get("optimizer"), dict):
+        values["optimizer"] = optimizers.without_foreign(values["optimizer"])
     return from_config_dict(values)
 
 

@@ -25,41 +25,21 @@ def simdino(config: Config, meaning: ValueMeaning) -> Task:
     and have no gradient; R_ε is the coding rate of a batch of n features of dimension d and γ = (d + n)/(d n), as released.
     The model may be any whose output is `[b, d]`: its classes are the features. Views are cut out of the whole image by the
     pipeline (`simdino.whole_image`) or out of the model's input on the device; flipped, coloured and blurred on the device,
-    anew for each (seed, step, place in the batch). In evaluation they depend on the example's place in the split alone, the
+    anew for each (seed, step, place in the batch).
+
+    `simdino.groups` cuts the batch into parts and takes the mean of their rates, each part in the place of all n features:
+    what the released code computes on as many devices.
+
+    In evaluation views depend on the example's place in the split alone, the
     model is its own teacher, and the coding rate is that of an evaluation batch, averaged over batches by their examples: it
     depends on the batch size.
 
     Raises:
       InputError: a model without features of images, views that do not fit, or no momentum of the teacher.
     """
+    _check(config)
     options, model = config.simdino, config.model
-    num_features = getattr(model, "num_classes", 0)
-    if not hasattr(model, "image_size") or not num_features:
-        raise InputError(
-            f"task: simdino needs features of images, which model.family {model.family!r} does not give; accepted: a model "
-            "of images with model.num_classes, their number, above 0"
-        )
-    if not 0 < config.ema_decay < 1:
-        raise InputError(
-            f"ema_decay: found {config.ema_decay:g}; accepted for task simdino: between 0 and 1, the teacher's momentum"
-        )
-    if model.image_width not in (None, model.image_size):
-        raise InputError(
-            f"data.image_width: found {model.image_width}; accepted for task simdino: none (views are square)"
-        )
     local_size = options.local_size or model.image_size
-    if local_size % model.patch_size:
-        raise InputError(
-            f"simdino.local_size: found {local_size}; accepted: multiples of model.patch_size {model.patch_size}"
-        )
-    if options.local_views < 0:
-        raise InputError(f"simdino.local_views: found {options.local_views}; accepted: 0 or more")
-    for name in ("global_scale", "local_scale"):
-        scale = getattr(options, name)
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise InputError(
-                f"simdino.{name}: found {scale}; accepted: two shares of the area, above 0, the smaller one first"
-            )
     sizes = (model.image_size, model.image_size, local_size)
     scales = (options.global_scale, options.global_scale, options.local_scale)
     # Released blurs are as wide, in a view's own pixels, of local views of 96 as of global ones of 224.
@@ -91,7 +71,9 @@ def simdino(config: Config, meaning: ValueMeaning) -> Task:
         target = jax.lax.stop_gradient(unit_features(teacher, wide))
         student = unit_features(apply, wide, **train)
         seen = student if local is None else jnp.concatenate([student, unit_features(apply, local, **train)])
-        return alignment(seen, target, mask), expansion((student + target) / 2, mask, options.eps_sq)
+        return alignment(seen, target, mask), expansion(
+            (student + target) / 2, mask, options.eps_sq, options.groups
+        )
 
     def loss(apply: Apply, batch: Batch, key: jax.Array, teacher: Apply):
         view_key, key = jax.random.split(key)
@@ -125,6 +107,43 @@ def crops(config: Config) -> Crops | None:
     return Crops(kinds, config.data.channels)
 
 
+def _check(config: Config) -> None:
+    """Refuse what the task cannot work with, see `simdino`."""
+    options, model = config.simdino, config.model
+    num_features = getattr(model, "num_classes", 0)
+    if not hasattr(model, "image_size") or not num_features:
+        raise InputError(
+            f"task: simdino needs features of images, which model.family {model.family!r} does not give; accepted: a model "
+            "of images with model.num_classes, their number, above 0"
+        )
+    if not 0 < config.ema_decay < 1:
+        raise InputError(
+            f"ema_decay: found {config.ema_decay:g}; accepted for task simdino: between 0 and 1, the teacher's momentum"
+        )
+    if model.image_width not in (None, model.image_size):
+        raise InputError(
+            f"data.image_width: found {model.image_width}; accepted for task simdino: none (views are square)"
+        )
+    local_size = options.local_size or model.image_size
+    if local_size % model.patch_size:
+        raise InputError(
+            f"simdino.local_size: found {local_size}; accepted: multiples of model.patch_size {model.patch_size}"
+        )
+    if config.batch_size // config.accumulate % options.groups:
+        raise InputError(
+            f"simdino.groups: found {options.groups}; accepted: divisors of batch_size {config.batch_size} in "
+            f"{config.accumulate} slice(s)"
+        )
+    if options.local_views < 0:
+        raise InputError(f"simdino.local_views: found {options.local_views}; accepted: 0 or more")
+    for name in ("global_scale", "local_scale"):
+        scale = getattr(options, name)
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise InputError(
+                f"simdino.{name}: found {scale}; accepted: two shares of the area, above 0, the smaller one first"
+            )
+
+
 def unit_features(apply: Apply, views: jax.Array, **options) -> jax.Array:
     """`[b, v, h, w, c]` → float32 `[v, b, d]`, each of length 1."""
     # The batch is the outer axis of the merged one: a device's part of it stays where it is.
@@ -146,10 +165,18 @@ def alignment(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Ar
     return jnp.einsum("tvb,tv,b->", distance, other, mask) / (jnp.sum(other) * jnp.sum(mask))
 
 
-def expansion(features: jax.Array, mask: jax.Array, eps_sq: float) -> jax.Array:
-    """γ R_ε of the features of a view `[g, b, d]`, the mean over views; only the examples whose `mask` `[b]` is 1 count."""
+def expansion(features: jax.Array, mask: jax.Array, eps_sq: float, groups: int = 1) -> jax.Array:
+    """γ R_ε of the features of a view `[g, b, d]`, the mean over views; only the examples whose `mask` `[b]` is 1 count.
+
+    With `groups` it is the mean of γ ½ log det(I + d/(n ε²) Z_jᵀZ_j) over as many parts Z_j of the n examples.
+    """
     n, d = jnp.sum(mask), features.shape[-1]
     mask = jnp.broadcast_to(mask, features.shape[:2])
+    if groups > 1:
+        shape = (len(features), groups, -1)
+        mask, features = mask.reshape(shape), features.reshape(*shape, d)
+        # The rate of a part divides by its own number of examples, not by n.
+        features *= jnp.sqrt(jnp.sum(mask, axis=-1) / n)[..., None, None]
     return -jnp.mean(
         objectives.simdino_regularizer(features, eps_sq=eps_sq, gamma=(d + n) / (d * n), mask=mask)
     )

@@ -59,8 +59,13 @@ def compile_program(run: Run, batch: dict) -> Program:
     if config.warmup is not None and config.warmup.unit == "percent" and config.warmup.value < 100:
         # At least one step, but a part of a run is never all of it: a run of one step has none.
         warmup_steps = min(warmup_steps, total_steps - 1)
-    schedule = optim.make_schedule(config.optimizer.lr, warmup_steps=warmup_steps, total_steps=total_steps)
-    tx = optim.make_optimizer(config.optimizer, schedule)
+    schedule = optim.make_schedule(
+        config.optimizer,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        steps_per_epoch=run.info.num_examples["train"] / config.batch_size,
+    )
+    tx = optim.make_optimizer(config.optimizer, schedule, total_steps=total_steps)
     abstract, lowered = lower(run, tx, batch, log_steps=log_steps)
     chip = chips.find(run.mesh.devices.flat[0].device_kind)
     step_flops = matmul_flops(run, abstract.params, batch) if chip else 0

@@ -13,7 +13,7 @@ from crate_jax.models import Model
 from crate_jax.parallel.sharding import replicated
 from crate_jax.runs.config import Config
 from crate_jax.tasks import Batch, Metrics, Task
-from crate_jax.training.optim import make_ema_schedule
+from crate_jax.training.optim import cosine_between
 from crate_jax.training.state import TrainState
 
 # Metrics that every task has, next to its own.
@@ -78,7 +78,7 @@ def make_train_step(
     donated state, so the host may read it while later steps run.
     """
 
-    average = make_ema_schedule(config.ema_decay, config.ema_decay_end, total_steps=total_steps)
+    average = cosine_between(config.ema_decay, config.ema_decay_end, total_steps=total_steps)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)

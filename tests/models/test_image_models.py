@@ -243,3 +243,16 @@ def test_a_class_token_is_there_where_the_head_reads_it(family):
 def test_heads_must_divide_the_width():
     with pytest.raises(InputError, match=r"model.heads: found 3, which does not divide model.dim 8"):
         models.create(dataclasses.replace(ALL["vit"], heads=3))
+
+
+def test_crate_alpha_of_a_published_size_starts_as_released():
+    """MSSA's matrices as N(0, 0.02²), dictionaries as He's uniform; without `mssa_std` U(−1/√d, 1/√d), as in CRATE."""
+    sizes = {"image_size": 32, "num_classes": 10, "depth": 1}
+    block = models.create(models.crate_alpha("small", **sizes)).init(jax.random.key(0))["blocks"]["blocks"]
+    for name in ("bases", "output"):
+        values = block["mssa"][name]
+        np.testing.assert_allclose([values.mean(), values.std()], [0, 0.02], atol=2e-4)
+        assert abs(values).max() > 0.07
+    np.testing.assert_allclose(abs(block["odl"]["dictionary"]).max(), (6 / 576) ** 0.5, rtol=1e-3)
+    plain = models.create(models.crate_alpha("small", **sizes, mssa_std=None)).init(jax.random.key(0))
+    assert abs(plain["blocks"]["blocks"]["mssa"]["bases"]).max() <= 576**-0.5

@@ -11,7 +11,7 @@ from flax import nnx
 from crate_jax import InputError, models, objectives
 from crate_jax.models.crate import UPDATES, CRATEBlock
 from crate_jax.models.operators import FORMS, ISTA, MSSA, OUTPUTS
-from crate_jax.runs.config import OptimizerConfig
+from crate_jax.runs.optimizers import OPTIMIZERS
 from crate_jax.training.optim import make_optimizer
 
 DIM, HEADS, HEAD_DIM, TOKENS, EPS_SQ = 8, 2, 4, 5, 0.3
@@ -136,7 +136,7 @@ def test_learned_steps_start_as_the_fixed_ones_and_have_gradients():
 @pytest.mark.parametrize("name", ["lion", "adamw", "sgd"])
 def test_a_fixed_output_stays_as_it_is(name):
     params = {"mssa": {"fixed_output": jnp.ones(3), "bases": jnp.ones(3)}}
-    tx = make_optimizer(OptimizerConfig(name=name, weight_decay=0.5), lambda step: 0.1)
+    tx = make_optimizer(OPTIMIZERS[name](weight_decay=0.5), lambda step: 0.1)
     grads = {"mssa": {"fixed_output": jnp.zeros(3), "bases": jnp.ones(3)}}
     updates, _ = tx.update(grads, tx.init(params), params)
     assert bool(jnp.all(updates["mssa"]["fixed_output"] == 0))

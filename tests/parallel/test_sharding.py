@@ -15,7 +15,7 @@ from crate_jax import InputError, models
 from crate_jax.models import partition
 from crate_jax.parallel import sharding
 from crate_jax.parallel.sharding import MeshConfig
-from crate_jax.runs.config import OptimizerConfig
+from crate_jax.runs.optimizers import OPTIMIZERS
 from crate_jax.training import optim, state
 
 
@@ -27,7 +27,7 @@ def abstract_mesh(data=1, fsdp=1, tensor=1):
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "adafactor", "sgd"])
 def test_every_large_array_of_the_state_is_sharded(size, optimizer):
     model = models.create(models.crate(size))
-    tx = optim.make_optimizer(OptimizerConfig(name=optimizer), lambda step: 1e-3)
+    tx = optim.make_optimizer(OPTIMIZERS[optimizer](), lambda step: 1e-3)
     abstract = jax.eval_shape(
         lambda key: state.init_state(model, tx, key, ema=True, metric_names=("loss",)), jax.random.key(0)
     )

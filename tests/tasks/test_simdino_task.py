@@ -16,7 +16,7 @@ from crate_jax.tasks.simdino import alignment, expansion
 from crate_jax.tasks.tokenizer import ValueMeaning
 from crate_jax.train import train
 from crate_jax.training import steps
-from crate_jax.training.optim import make_ema_schedule
+from crate_jax.training.optim import cosine_between
 from crate_jax.training.starting import start_run
 
 CONFIG = Config(
@@ -57,6 +57,16 @@ def test_expansion_by_hand():
     z, mask = unit(2, 6, 3), np.array([1.0, 1, 1, 1, 1, 0])
     rates = [0.5 * np.linalg.slogdet(np.eye(3) + 3 / (5 * 0.05) * view[:5].T @ view[:5])[1] for view in z]
     np.testing.assert_allclose(expansion(z, mask, 0.05), np.mean(rates) * (3 + 5) / (3 * 5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [8, 5, 3])
+def test_expansion_in_groups_by_hand(count):
+    """As the released loss computes it on several devices: each device's own ZᵀZ over the number of all examples."""
+    z, mask = unit(2, 8, 3), np.arange(8) < count
+    parts = (z * mask[:, None]).reshape(2, 2, 4, 3)
+    moments = np.eye(3) + 3 / (count * 0.05) * np.swapaxes(parts, -1, -2) @ parts
+    expected = np.mean(np.linalg.slogdet(moments)[1] / 2) * (3 + count) / (3 * count)
+    np.testing.assert_allclose(expansion(z, mask.astype(np.float32), 0.05, 2), expected, rtol=1e-5)
 
 
 def test_the_teacher_sees_global_views_and_has_no_gradient():
@@ -159,9 +169,9 @@ def test_blurs_are_as_wide_in_every_view():
 
 
 def test_the_average_slows_along_a_cosine():
-    decay = make_ema_schedule(0.99, 1.0, total_steps=100)
+    decay = cosine_between(0.99, 1.0, total_steps=100)
     np.testing.assert_allclose([decay(t) for t in (0, 50, 100)], [0.99, 0.995, 1.0], rtol=1e-6)
-    assert make_ema_schedule(0.9, None, total_steps=100)(73) == 0.9
+    assert cosine_between(0.9, None, total_steps=100)(73) == 0.9
 
 
 def test_projection_head_and_pooling():
