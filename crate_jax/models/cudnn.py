@@ -169,7 +169,7 @@ def _on_mesh(call, placed_in, placed_out, operands, real):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or "data" not in mesh.axis_names or mesh.manual_axes:
         return call(*operands)
-    batch, heads, _, _ = axes_for("cache/", 4)
+    batch, heads, _, _ = axes_for("cache/", 4) or (None,) * 4
     batch = batch if len(operands[0]) % _size(mesh, batch) == 0 else None
     heads = heads if operands[0].shape[2] % _size(mesh, heads) == 0 else None
     specs = {
@@ -184,7 +184,7 @@ def _on_mesh(call, placed_in, placed_out, operands, real):
 
 
 def _size(mesh, axes) -> int:
-    return math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes))
+    return math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
 def _config(shape, keys: int, scale: float, causal: bool, padded: bool, *, backward: bool) -> str:

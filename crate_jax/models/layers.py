@@ -36,7 +36,7 @@ def rows(x: jax.Array) -> jax.Array:
 class Linear(nnx.Linear):
     """nnx.Linear on rows."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         return super().__call__(rows(x)).reshape(*x.shape[:-1], self.out_features)
 
 
@@ -58,8 +58,8 @@ class LayerNorm(nnx.LayerNorm):
     float32 copies.
     """
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if self.dtype == jnp.float32:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        if self.dtype == jnp.float32 or self.scale is None or self.bias is None:
             return super().__call__(x)
         # On rows: XLA is free to lay out three axes so that the next product has to transpose them.
         out = _layer_norm(rows(x), self.scale[...], self.bias[...], self.epsilon, self.dtype)

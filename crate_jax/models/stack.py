@@ -4,6 +4,7 @@ The parameters of all layers are stored stacked along a first axis of length `de
 unrolled, so a checkpoint does not depend on that choice.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -46,7 +47,8 @@ class Block(Protocol):
         real: int | None = None,
         wanted: int | None = None,
     ) -> tuple[jax.Array, Intermediates]:
-        """One layer on the tokens `[b, n, d]`.
+        """One layer on the tokens `[b, n, d]`. A block without the arguments `real` and `wanted` is given and returns all
+        tokens, and never padding.
 
         Args:
           x: the tokens.
@@ -82,9 +84,10 @@ class Stack(nnx.Module):
     def __init__(self, make_block: Callable[[nnx.Rngs], Block], config: ModelConfig, *, rngs: nnx.Rngs):
         one_of("model.remat", config.remat, REMAT_POLICIES)
         self.depth, self.scan, self.remat = config.depth, config.scan, config.remat
-        self.unit = KERNELS[config.attention_kernel].unit
         keys = jax.random.split(rngs.params(), self.depth)
         self.blocks = nnx.vmap(lambda key: make_block(nnx.Rngs(params=key)), in_axes=0)(keys)
+        self.takes_part = {"real", "wanted"} <= inspect.signature(self.blocks.__call__).parameters.keys()
+        self.unit = KERNELS[config.attention_kernel].unit if self.takes_part else 1
 
     def __call__(
         self, x: jax.Array, *, trace: Trace = False, wanted: int | None = None
@@ -101,21 +104,21 @@ class Stack(nnx.Module):
           `(tokens, trace)`. The trace has a leading axis of length `depth`; it is None when `trace` is False.
         """
         length = x.shape[1]
-        if trace:
+        if trace or not self.takes_part:
             # A trace shows all tokens of all layers, and none that are not there.
-            x, traced = self._run(x, trace, {}, self.depth)
+            x, traced = self._run(x, trace, None, self.depth)
             return x[:, :wanted], traced
         extra = -length % self.unit
-        padding = {"real": length} if extra else {}
+        real = length if extra else None
         x = jnp.pad(x, ((0, 0), (0, extra), (0, 0))) if extra else x
         if wanted is None:
-            return self._run(x, False, padding, self.depth)[0][:, :length], None
-        x, _ = self._run(x, False, padding, self.depth - 1)
+            return self._run(x, False, real, self.depth)[0][:, :length], None
+        x, _ = self._run(x, False, real, self.depth - 1)
         graphdef, stacked = nnx.split(self.blocks)
         last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
-        return last(_placed(x), **padding, wanted=wanted)[0], None
+        return last(_placed(x), real=real, wanted=wanted)[0], None
 
-    def _run(self, x: jax.Array, trace: Trace, padding: dict[str, int], depth: int) -> tuple[jax.Array, Any]:
+    def _run(self, x: jax.Array, trace: Trace, real: int | None, depth: int) -> tuple[jax.Array, Any]:
         """`x` through the first blocks."""
         graphdef, stacked = nnx.split(self.blocks)
 
@@ -124,7 +127,8 @@ class Stack(nnx.Module):
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
             block = nnx.merge(graphdef, params)
-            x, intermediates = block(_placed(x), return_intermediates=bool(trace), **padding)
+            part = {} if real is None else {"real": real}
+            x, intermediates = block(_placed(x), return_intermediates=bool(trace), **part)
             intermediates = {**intermediates, "layer": number}
             return x, trace(intermediates) if callable(trace) else intermediates if trace else None
 
