@@ -1,6 +1,7 @@
 """`crate-jax NAME …` and `python -m crate_jax NAME …`: run a command, or list them."""
 
 import ast
+import io
 import runpy
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ def commands() -> dict[str, str]:
 
 def main() -> None:
     """Run the command that the command line names."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     known = commands()
     if name in ("--help", "-h", "help"):

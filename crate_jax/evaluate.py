@@ -18,7 +18,7 @@ from crate_jax.data import real, sources, subset
 from crate_jax.parallel import processes
 from crate_jax.runs import cli
 from crate_jax.runs.console import table, wide_table
-from crate_jax.runs.metrics import write_atomically
+from crate_jax.runs.metrics import write_if_possible
 from crate_jax.settings import setting
 from crate_jax.training import evaluation, steps
 from crate_jax.training.building import Run
@@ -53,9 +53,6 @@ def main(argv: list[str]) -> None:
         "data": run.config.data.name,
         **{f"eval/{name}": value for name, value in values.items()},
     }
-    write_atomically(
-        run.workdir / "report" / "evaluate.json", json.dumps({**report, "layers": layers}, indent=1) + "\n"
-    )
     rows = {name: f"{value:.4f}" for name, value in values.items() if name != "count"}
     table(
         f"{run.workdir} at step {step} on {run.config.data.name}",
@@ -70,6 +67,9 @@ def main(argv: list[str]) -> None:
                 for layer in range(run.model.config.depth)
             ],
         )
+    write_if_possible(
+        run.workdir / "report" / "evaluate.json", json.dumps({**report, "layers": layers}, indent=1) + "\n"
+    )
 
 
 def with_real_labels(run: Run, file: Path) -> sources.Source:

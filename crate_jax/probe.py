@@ -21,7 +21,7 @@ from crate_jax.parallel.sharding import tree_shardings
 from crate_jax.runs import cli
 from crate_jax.runs.config import Config, DataConfig
 from crate_jax.runs.console import console, wide_table
-from crate_jax.runs.metrics import write_atomically
+from crate_jax.runs.metrics import write_if_possible
 from crate_jax.settings import setting
 from crate_jax.training.building import Run
 from crate_jax.training.checkpoint import BEST, LATEST
@@ -120,17 +120,14 @@ def probe(run: Run, networks: dict[str, models.Params]) -> dict[str, Probe]:
 
 def _report(run: Run, probed: dict[str, Probe]) -> None:
     report = run.workdir / "report"
-    report.mkdir(parents=True, exist_ok=True)
     lists = {
         name: {field: values.tolist() for field, values in result._asdict().items()}
         for name, result in probed.items()
     }
     about = {"data": dataclasses.asdict(run.info), "strengths": linear_probe.STRENGTHS}
-    write_atomically(report / "probe.json", json.dumps({**about, "probes": lists}, indent=1) + "\n")
     title = f"{run.model.config.family} on {run.info.name}"
     networks = {name: result for name, result in probed.items() if name != "pixels"}
     picture = figures.probe(networks, probed["pixels"], title=f"{title}: probes by layer")
-    write_atomically(report / "probe.png", picture)
     columns = [column for name in networks for column in (f"{name} %", "C", "k-NN %")]
     rows = [
         [layer + 1, *(cell for result in networks.values() for cell in _cells(result, layer))]
@@ -146,7 +143,11 @@ def _report(run: Run, probed: dict[str, Probe]) -> None:
             console.print(
                 f"{name}: L-BFGS stopped early in some layers (gradient {worst:.1e} of that at zero)"
             )
-    console.print(f"written: {report / 'probe.json'}, {report / 'probe.png'}")
+    text = json.dumps({**about, "probes": lists}, indent=1) + "\n"
+    files = {report / "probe.json": text, report / "probe.png": picture}
+    written = [str(file) for file, content in files.items() if write_if_possible(file, content)]
+    if written:
+        console.print(f"written: {', '.join(written)}", markup=False)
 
 
 def _cells(result: Probe, layer: int) -> list[str]:

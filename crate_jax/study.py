@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int | None:
         raise InputError(f"--config: no file {file}; accepted: a Python file such as configs/igpt.py")
     studies = runpy.run_path(file).get("STUDIES", {})
     one_of(f"--config: study of {file}", study, studies)
-    workdir, names = flags.workdir, list(studies[study].runs)
+    workdir, names = cli.folder(str(flags.workdir)), list(studies[study].runs)
     analysis = load_analysis(studies[study])
     # A change that no model accepts is found before the first one is trained.
     cli.override(cli.load_config(f"{file}:{study}/{names[0]}")[0], changes, Flags)

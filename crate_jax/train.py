@@ -15,7 +15,8 @@ from crate_jax.data import subset
 from crate_jax.models import Params
 from crate_jax.parallel import processes
 from crate_jax.reports.writing import write_report
-from crate_jax.runs import cli
+from crate_jax.runs import cli, ownership
+from crate_jax.runs import workdir as workdirs
 from crate_jax.runs.config import Config
 from crate_jax.runs.console import console, table
 from crate_jax.training import loop
@@ -44,19 +45,23 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
     Returns:
       the final evaluation, or None when the run was stopped by a signal; its state is then saved.
     Raises:
-      InputError: bad input, found before training starts (an unreadable image: when it is read).
+      InputError: bad input, found before training starts (an unreadable image: when it is read); or another run owns the
+        folder.
       FloatingPointError: the loss or a gradient was not finite.
     """
     run = start_run(config, Path(path), overrides)
-    result = loop.train(run, layer_readers(run))
-    if result.stopped:
-        console.print(
-            f"stopped and saved at step {int(result.state.step)} of {run.steps(run.config.total)}; "
-            f"to resume, start again with --workdir={run.workdir}"
-        )
-        return None
-    report(Opened(run, result.state.eval_params, int(result.state.step)), result.values)
-    return result.values
+    workdirs.check(run.workdir, run.config, run.info)
+    with ownership.owned(run.workdir):
+        result = loop.train(run, layer_readers(run))
+        if result.stopped:
+            console.print(
+                f"stopped and saved at step {int(result.state.step)} of {run.steps(run.config.total)}; "
+                f"to resume, start again with --workdir={run.workdir}",
+                markup=False,
+            )
+            return None
+        report(Opened(run, result.state.eval_params, int(result.state.step)), result.values)
+        return result.values
 
 
 def layer_readers(run: Run) -> list[loop.Reader]:

@@ -10,6 +10,7 @@ import os
 import signal
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from crate_jax import InputError
@@ -25,6 +26,8 @@ VARIABLES = {
 HEARTBEAT_SECONDS = 30
 # How long a host that is done waits for one that still draws pictures.
 FAREWELL_SECONDS = 3600
+# Bytes of a text that the processes agree on.
+LONGEST_TEXT = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,13 +117,29 @@ def wait(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
+def of_first(value: int) -> int:
+    """The number that process 0 has."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if several() else value
+
+
+def first_of_all(text: str | None) -> str | None:
+    """Of what the processes have to say, what the first of them says that says anything; the same on all."""
+    if not several():
+        return text
+    padded = (text or "").encode()[:LONGEST_TEXT].ljust(LONGEST_TEXT)
+    rows = np.asarray(multihost_utils.process_allgather(np.frombuffer(padded, np.uint8)))
+    said = [row.tobytes().decode(errors="replace").strip() for row in rows]
+    return next((one for one in said if one), None)
+
+
 def leave() -> None:
     """Wait until all others are done too, and part from them: nobody ends while another may still need it."""
     jax.distributed.shutdown()
 
 
 class StopSignals:
-    """SIGTERM and Ctrl-C as a wish to stop, agreed on by all processes. Use as a context manager around the steps.
+    """SIGTERM, Ctrl-C and SIGHUP (a terminal that is gone) as a wish to stop, agreed on by all processes. Use as a context
+    manager around the steps.
 
     On one process a signal counts at once, and a second one ends the process. On several the signal of one of them is
     passed on by jax's coordinator, which chooses a step that none has reached yet; all stop at that one.
@@ -130,9 +149,11 @@ class StopSignals:
         self._requested = False
         if jax.distributed.is_initialized():
             # SIGTERM belongs to the coordinator's notifier; Ctrl-C is made to mean the same.
-            handlers = {signal.SIGINT: self._forward}
+            handlers = {signal.SIGINT: self._forward, signal.SIGHUP: self._forward}
         else:
-            handlers = {signal.SIGTERM: self._request, signal.SIGINT: self._request}
+            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._request)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            del handlers[signal.SIGHUP]  # nohup: the run is to outlive its terminal.
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 

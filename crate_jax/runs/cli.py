@@ -27,7 +27,7 @@ from crate_jax.parallel import processes
 from crate_jax.runs import help as helps
 from crate_jax.runs import workdir as workdirs
 from crate_jax.runs.config import Config, describe, from_config_dict, to_config_dict
-from crate_jax.runs.console import console
+from crate_jax.runs.console import console, replace_what_cannot_be_encoded
 from crate_jax.runs.flags import asks_for_help, override, refuse, take
 from crate_jax.settings import REQUIRED, setting
 
@@ -118,7 +118,23 @@ def parse_config_file(argv: list[str], kind: type[FromConfig]) -> tuple[FromConf
     if asks_for_help(argv):
         _help(kind, describe(from_config_dict(values)), f"Keys of {flags.config}, set by --config.KEY=VALUE:")
     values, overrides = override(values, rest, kind)
-    return flags, from_config_dict(values, overrides), Path(flags.workdir or f"runs/{name}"), overrides
+    return flags, from_config_dict(values, overrides), folder(flags.workdir or f"runs/{name}"), overrides
+
+
+def folder(workdir: str) -> Path:
+    """The folder that --workdir names, with ~ as the shell reads it.
+
+    Raises:
+      InputError: a URL: runs live in folders.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", workdir):
+        raise InputError(
+            f"--workdir: found {workdir}; accepted: a folder, such as one where the bucket is mounted"
+        )
+    try:
+        return Path(workdir).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"--workdir: found {workdir} ({error}); accepted: a folder") from None
 
 
 def load_config(given: str) -> tuple[ConfigDict, str]:
@@ -170,7 +186,7 @@ def parse_workdir(
             [],
             "Name a --workdir=DIR to see the run's keys here, which are changed by --config.KEY=VALUE.",
         )
-    path = Path(flags.workdir)
+    path = folder(flags.workdir)
     config = workdirs.read_config(path) if config is None else config
     if asks_for_help(argv):
         _help(kind, describe(config), f"Keys of {path}, changed by --config.KEY=VALUE:")
@@ -192,6 +208,7 @@ def run(main: Callable[[list[str]], int | None], kind: type) -> NoReturn:
       kind: its flags. With `processes.JobFlags` among them every host of a job runs the command, and they join.
     """
     _give_cpu_enough_threads()
+    replace_what_cannot_be_encoded()
     code = None
     try:
         if issubclass(kind, processes.JobFlags) and not asks_for_help(sys.argv):

@@ -2,6 +2,9 @@
 
 import contextlib
 import datetime
+import io
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +19,29 @@ LINES = {"train": 18, "eval": 10}
 # The same for anything else that takes a while, and seconds between two of them.
 PROGRESS_LINES, PROGRESS_SECONDS = 30, 10
 
+
+class _Console(Console):
+    """Rich's, for a stdout whose reader may go away."""
+
+    def on_broken_pipe(self) -> None:
+        """Say so on stderr; a run that trains is stopped and saved as by SIGTERM, all else ends."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: nobody reads stdout any more; a run that trains is saved", file=sys.stderr, flush=True)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            raise SystemExit(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def replace_what_cannot_be_encoded() -> None:
+    """Print `?` for what the encoding of stdout and stderr does not have: a missing letter ends no run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 # A file or a pipe has no width of its own; rich would take 80 columns and cut the tables.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 def table(title: str, rows: Mapping[str, object]) -> None:

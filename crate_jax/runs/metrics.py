@@ -10,6 +10,7 @@ from pathlib import Path
 from crate_jax.data import files
 from crate_jax.parallel import processes
 from crate_jax.parallel.feed import Feed
+from crate_jax.runs.console import console
 
 
 class MetricsWriter:
@@ -111,6 +112,18 @@ def read_metrics(path: Path) -> list[dict]:
             except json.JSONDecodeError:
                 continue
     return lines
+
+
+def write_if_possible(path: Path, content: str | bytes) -> bool:
+    """As `write_atomically`, its folder made; a folder that cannot be written is one line: what was printed counts."""
+    try:
+        if processes.is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        console.print(f"not written: {path} ({error.strerror})", markup=False)
+        return False
+    return True
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

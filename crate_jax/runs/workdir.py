@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, its dataset's description, and whether it may be continued."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from crate_jax.models.config import ModelConfig
 from crate_jax.parallel import processes
 from crate_jax.runs import optimizers
 from crate_jax.runs.config import Config, from_config_dict, to_config_dict
-from crate_jax.runs.metrics import write_atomically
+from crate_jax.runs.metrics import read_metrics, write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
@@ -23,21 +24,32 @@ FREE = ("model.scan", "model.remat", "model.attention_kernel", "model.mssa_std")
 DROPPED = ("data.benchmark",)
 
 
-def check(workdir: Path, config: Config) -> list[str]:
-    """Whether the folder, if it is there, holds the same model and task; nothing is written.
+def check(workdir: Path, config: Config, info: DatasetInfo | None = None) -> list[str]:
+    """Whether the folder, if it is there, holds the same model, task and classes, and no file is missing that the run had;
+    nothing is written.
 
     Args:
       workdir: the folder of a run, or a name for a new one.
       config: the run that is to start in it.
+      info: what its data hold; None: they are not compared.
     Returns:
       what has changed since the last start, in words.
     Raises:
-      InputError: the folder holds another model or task, or is a file.
+      InputError: the folder holds another model or task, or a part of a run, or is a file.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir: {workdir} is a file; accepted: a folder, or a name for a new one")
     if not (workdir / "config.json").exists():
+        if has_checkpoints(workdir):
+            raise InputError(
+                f"--workdir: {workdir} holds checkpoints but no config.json; restore it, or give another --workdir"
+            )
         return []
+    if read_metrics(workdir / "metrics.jsonl") and not (workdir / "checkpoints").is_dir():
+        raise InputError(
+            f"--workdir: {workdir} holds the metrics of a run but no checkpoints; to start afresh give another --workdir, "
+            "or move metrics.jsonl away"
+        )
     before, now = _flat(read_config(workdir)), _flat(config)
     different = {
         key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)
@@ -51,7 +63,38 @@ def check(workdir: Path, config: Config) -> list[str]:
         raise InputError(
             f"--workdir: {workdir} holds another run ({'; '.join(fatal)}); give another --workdir to start afresh"
         )
-    return [f"{key} was {old}, is {new}" for key, (old, new) in different.items()]
+    changes = [f"{key} was {old}, is {new}" for key, (old, new) in different.items()]
+    return changes if info is None else changes + _changed_data(workdir, config, info)
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether anything was saved there, readable or not."""
+    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+
+
+def _changed_data(workdir: Path, config: Config, now: DatasetInfo) -> list[str]:
+    """What the data hold that they did not at the last start.
+
+    Raises:
+      InputError: other classes, so that a label means another one, for a model that learns them.
+    """
+    if not (workdir / "dataset.json").is_file():
+        return []
+    before, changes = read_dataset(workdir), []
+    if before.class_names != now.class_names:
+        pairs = itertools.zip_longest(before.class_names, now.class_names)
+        label, (old, new) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        text = f"label {label} was {old or 'none'}, is {new or 'none'}"
+        if config.task == "classify":
+            raise InputError(
+                f"data.name: the classes of {now.name} are not those that {workdir} was trained on ({text}); accepted: the "
+                "same class names, or another --workdir"
+            )
+        changes.append(text)
+    for split, count in now.num_examples.items():
+        if (old := before.num_examples.get(split)) != count:
+            changes.append(f"the {split} split had {old} examples, has {count}")
+    return changes
 
 
 def write(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray | None = None) -> None:

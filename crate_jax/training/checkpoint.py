@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from rich.text import Text
 
@@ -23,7 +22,6 @@ NO_SCORE = float("-inf")
 LATEST, BEST = "latest", "best"
 # Where a run that goes on puts checkpoints that it cannot use, beside `checkpoints`.
 SET_ASIDE = "damaged"
-LONGEST_REASON = 300
 
 
 class Checkpoints:
@@ -73,13 +71,15 @@ class Checkpoints:
 
     def _newest(self, below: float = float("inf")) -> int:
         """The newest step that process 0 sees, readable or not; -1 when there is none."""
-        return _of_first(max((step for step in self.steps() if step < below), default=-1))
+        return processes.of_first(max((step for step in self.steps() if step < below), default=-1))
 
     def damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint, in words; None where nothing is. Each process reads its part of the files."""
         if step not in self._damaged and step not in self._checked:
             folder = self.directory / str(step)
-            reason = _first_reason(checksums.damage(folder, jax.process_index(), jax.process_count()))
+            reason = processes.first_of_all(
+                checksums.damage(folder, jax.process_index(), jax.process_count())
+            )
             if reason is not None:
                 self._damaged[step] = reason
                 return reason
@@ -254,21 +254,6 @@ class Checkpoints:
 
 def _say(text: str) -> None:
     console.print(Text(text))
-
-
-def _of_first(value: int) -> int:
-    """The number that process 0 has."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if processes.several() else value
-
-
-def _first_reason(reason: str | None) -> str | None:
-    """The reason of the first process that has one."""
-    if not processes.several():
-        return reason
-    padded = (reason or "").encode()[:LONGEST_REASON].ljust(LONGEST_REASON)
-    rows = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
-    texts = [row.tobytes().decode(errors="replace").strip() for row in np.asarray(rows)]
-    return next((text for text in texts if text), None)
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

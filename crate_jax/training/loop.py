@@ -13,9 +13,11 @@ What `train` guarantees:
 
 import collections
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
@@ -29,8 +31,8 @@ from crate_jax.runs.console import TrainingProgress, console
 from crate_jax.runs.metrics import MetricsWriter, ThroughputWindow
 from crate_jax.training import evaluation, steps
 from crate_jax.training.building import Run
-from crate_jax.training.checkpoint import Checkpoints
-from crate_jax.training.program import compile_program
+from crate_jax.training.checkpoint import LATEST, Checkpoints
+from crate_jax.training.program import compile_program, make_schedule
 from crate_jax.training.restoring import warm_start
 from crate_jax.training.state import TrainState
 from crate_jax.training.summary import print_summary
@@ -80,8 +82,8 @@ def train(run: Run, readers: Sequence[Reader] = ()) -> Result:
       InputError: bad input, found before training starts (an unreadable image: when it is read).
       FloatingPointError: the loss or a gradient was not finite.
     """
-    for change in workdir.check(run.workdir, run.config):
-        console.print(f"changed since the last start: {change}")
+    for change in workdir.check(run.workdir, run.config, run.info):
+        console.print(f"changed since the last start: {change}", markup=False)
     with jax.set_mesh(run.mesh):
         loop = _Loop(run, readers)
         try:
@@ -107,7 +109,7 @@ class _Loop:
         self.in_flight: collections.deque = collections.deque()
         self.stop_requested = False
         self.checkpoints = Checkpoints(run.workdir)
-        self.start_step = self.checkpoints.latest() or 0
+        self.start_step = self.checkpoints.find(LATEST) if self.checkpoints.steps() else 0
         self.writer: MetricsWriter | None = None
 
     def close(self) -> None:
@@ -119,6 +121,8 @@ class _Loop:
     def run_to_end(self) -> Result:
         run, program = self.run, self.program
         print_summary(run, program.abstract, program.train_step, self.total_steps, self.start_step)
+        if self.start_step:
+            self._say_what_a_new_length_means()
         current = self._first_state()
         # Not before: a state that cannot be restored leaves the folder as it was.
         workdir.write(run.workdir, run.config, run.info, run.palette)
@@ -128,8 +132,22 @@ class _Loop:
         if self.stop_requested and int(current.step) < self.total_steps:
             return Result(current, None)
         values = self._evaluate(current)
+        self._check_usable(current, int(current.step), values)
         self.writer.write(int(current.step), {**values, "final": True})
         return Result(current, values)
+
+    def _say_what_a_new_length_means(self) -> None:
+        """Of a run that goes on: the learning rate before and after; or that it is past its end."""
+        before = dataclasses.replace(self.run, config=workdir.read_config(self.run.workdir))
+        total, step = before.steps(before.config.total), self.start_step
+        if step > self.total_steps:
+            console.print(f"step {step} is past the end, {self.total_steps}: nothing is trained")
+        elif total != self.total_steps and step < self.total_steps:
+            old, new = float(make_schedule(before)(step)), float(self.program.schedule(step))
+            console.print(
+                f"the run had {total} steps, has {self.total_steps}: the learning rate after step {step} was {old:.3g}, is "
+                f"{new:.3g}"
+            )
 
     def _first_state(self) -> TrainState:
         """The last one saved, or a new one."""
@@ -204,6 +222,8 @@ class _Loop:
         if values:
             self.writer.write(step, values)
         if saves:
+            # Before a save replaces anything: the last update may have made the parameters unusable.
+            self._check_usable(current, step, values)
             score = values.get("eval/accuracy", -values["eval/loss"]) if evaluates else None
             self.checkpoints.save(current, step, score)
 
@@ -224,10 +244,20 @@ class _Loop:
             run.mesh,
             accumulate=run.config.accumulate,
         )
+        self._fail(f"step {step + 1}: non-finite value, first in {where}")
+
+    def _check_usable(self, current: TrainState, step: int, values: Mapping[str, float]) -> None:
+        """Raise where parameters, or the loss of an evaluation of them, are not finite."""
+        unusable = steps.find_unusable(current, self.run.mesh)
+        if unusable is not None:
+            self._fail(f"step {step}: {unusable} is not finite after the update, and is not saved")
+        if not math.isfinite(values.get("eval/loss", 0.0)):
+            self._fail(f"step {step}: eval/loss is {values['eval/loss']}")
+
+    def _fail(self, what: str) -> NoReturn:
         self.checkpoints.wait()
         good = self.checkpoints.last_saved
-        kept = "no checkpoint was saved yet" if good is None else f"the last good checkpoint is step {good}"
+        kept = "no checkpoint was saved yet" if good is None else f"the last checkpoint is step {good}"
         raise FloatingPointError(
-            f"step {step + 1}: non-finite value, first in {where}; {kept}. A lower optimizer.lr, a longer warmup or "
-            f"optimizer.clip_norm often cures it"
+            f"{what}; {kept}. A lower optimizer.lr, a longer warmup or optimizer.clip_norm often cures it"
         )

@@ -55,22 +55,31 @@ def compile_program(run: Run, batch: dict) -> Program:
     if total_steps < 1:
         raise InputError("config: the run has no length; give total_epochs, total_steps or total_examples")
     log_steps = run.steps(config.log) or total_steps
-    warmup_steps = run.steps(config.warmup)
-    if config.warmup is not None and config.warmup.unit == "percent" and config.warmup.value < 100:
-        # At least one step, but a part of a run is never all of it: a run of one step has none.
-        warmup_steps = min(warmup_steps, total_steps - 1)
-    schedule = optim.make_schedule(
-        config.optimizer,
-        warmup_steps=warmup_steps,
-        total_steps=total_steps,
-        steps_per_epoch=run.info.num_examples["train"] / config.batch_size,
-    )
+    schedule = make_schedule(run)
     tx = optim.make_optimizer(config.optimizer, schedule, total_steps=total_steps)
     abstract, lowered = lower(run, tx, batch, log_steps=log_steps)
     chip = chips.find(run.mesh.devices.flat[0].device_kind)
     step_flops = matmul_flops(run, abstract.params, batch) if chip else 0
     peak_flops = chip and chip.peak_flops * run.mesh.size
     return Program(total_steps, log_steps, schedule, tx, abstract, lowered.compile(), step_flops, peak_flops)
+
+
+def make_schedule(run: Run) -> optax.Schedule:
+    """The learning rate of a run by step.
+
+    Raises:
+      InputError: a warm-up as long as the run.
+    """
+    config, total_steps, warmup_steps = run.config, run.steps(run.config.total), run.steps(run.config.warmup)
+    if config.warmup is not None and config.warmup.unit == "percent" and config.warmup.value < 100:
+        # At least one step, but a part of a run is never all of it: a run of one step has none.
+        warmup_steps = min(warmup_steps, total_steps - 1)
+    return optim.make_schedule(
+        config.optimizer,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        steps_per_epoch=run.info.num_examples["train"] / config.batch_size,
+    )
 
 
 def lower(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from crate_jax import settings
+from crate_jax import InputError, settings
 from crate_jax.data import palette
 from crate_jax.runs import workdir as workdirs
 from crate_jax.runs.config import Config, fit_to_data
@@ -34,8 +34,17 @@ def start_run(config: Config, workdir: Path, overrides: Collection[str] = ()) ->
 
 
 def choose_palette(run: Run) -> np.ndarray:
-    """The run's own palette if it has one, else that of the run it starts from, a given file's, or a new one."""
+    """The run's own palette if it has one, else that of the run it starts from, a given file's, or a new one.
+
+    Raises:
+      InputError: the run's own palette is gone.
+    """
     config = run.config
+    if workdirs.has_checkpoints(run.workdir) and not (run.workdir / workdirs.PALETTE).is_file():
+        raise InputError(
+            f"--workdir: {run.workdir} holds checkpoints of a model of colours but no {workdirs.PALETTE}, which says what "
+            "they are; restore it, or give another --workdir"
+        )
     files = [run.workdir / workdirs.PALETTE]
     if config.init_from is not None:
         files.append(Path(config.init_from) / workdirs.PALETTE)

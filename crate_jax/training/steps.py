@@ -172,3 +172,17 @@ def find_nonfinite(
             if not ok:
                 return f"{what} {jax.tree_util.keystr(path, simple=True, separator='/')}"
     return "the gradient norm"
+
+
+def find_unusable(state: TrainState, mesh: Mesh) -> str | None:
+    """The first parameter, or average of one, that is not finite; None where all are."""
+    kept = {"params": state.params, "ema": state.ema}
+
+    @partial(jax.jit, out_shardings=replicated(mesh))
+    def look(kept):
+        return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), kept)
+
+    for path, ok in jax.tree_util.tree_leaves_with_path(jax.device_get(look(kept))):
+        if not ok:
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return None

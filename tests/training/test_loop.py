@@ -8,9 +8,12 @@ from conftest import TINY, load_config, metrics
 
 from crate_jax.parallel import processes
 from crate_jax.runs.config import steps
+from crate_jax.training import loop
 from crate_jax.training.loop import Reader, train
 from crate_jax.training.opening import open_run
+from crate_jax.training.program import make_schedule
 from crate_jax.training.starting import start_run
+from crate_jax.training.state import TrainState
 
 SHORT = {**TINY, "total_steps": 4, "warmup_steps": 1, "log_steps": 2, "checkpoint_steps": 4, "batch_size": 8}
 
@@ -49,3 +52,37 @@ def test_a_stopped_run_is_saved_and_says_so(run, monkeypatch):
     assert step == 3
     np.testing.assert_array_equal(params["position_embedding"], result.state.params["position_embedding"])
     assert not any(line.get("final") for line in metrics(run.workdir))
+
+
+def test_parameters_that_are_not_finite_replace_no_checkpoint(run, monkeypatch):
+    config = dataclasses.replace(run.config, checkpoint=steps(1))
+    run = dataclasses.replace(run, config=config)
+    monkeypatch.setattr(loop.steps, "find_unusable", lambda state, mesh: "w" if state.step == 3 else None)
+    with pytest.raises(FloatingPointError, match=r"step 3: w is not finite .* the last checkpoint is step 2"):
+        train(run)
+    assert open_run(run.workdir).step == 2
+    assert not any(line.get("final") for line in metrics(run.workdir))
+
+
+def test_the_first_parameter_that_is_not_finite_is_named(run):
+    params = {"a": np.ones(3, np.float32), "b": np.array([1, np.nan], np.float32)}
+    state = TrainState(np.int32(1), params, None, None, {}, np.bool_(False))
+    assert loop.steps.find_unusable(state, run.mesh) == "params/b"
+    good = dataclasses.replace(state, params={"a": params["a"]})
+    assert loop.steps.find_unusable(good, run.mesh) is None
+    assert loop.steps.find_unusable(dataclasses.replace(good, ema=params), run.mesh) == "ema/b"
+
+
+def test_another_length_says_what_becomes_of_the_learning_rate(run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.StopSignals, "stop_after", lambda signals, step: step == 2)
+        assert train(run).stopped
+    longer = dataclasses.replace(run, config=dataclasses.replace(run.config, total=steps(6)))
+    old, new = (float(make_schedule(one)(2)) for one in (run, longer))
+    assert old != new
+    capsys.readouterr()
+    train(longer)
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"had 4 steps, has 6: the learning rate after step 2 was {old:.3g}, is {new:.3g}" in out
+    train(run)
+    assert "step 6 is past the end, 4: nothing is trained" in " ".join(capsys.readouterr().out.split())

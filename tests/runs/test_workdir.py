@@ -1,0 +1,89 @@
+"""Folders of runs of which a part is gone, and data that changed between two starts: refused, or said, in one line."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import TINY, load_config
+
+from crate_jax import InputError
+from crate_jax.data.sources import DatasetInfo
+from crate_jax.runs import cli
+from crate_jax.runs import workdir as workdirs
+from crate_jax.runs.metrics import write_if_possible
+from crate_jax.training import starting
+from crate_jax.training.starting import start_run
+
+INFO = DatasetInfo("d", 8, 1, 3, ("a", "b", "c"), 255, {"train": 24, "test": 12})
+
+
+@pytest.fixture
+def config():
+    return load_config(TINY)
+
+
+@pytest.fixture
+def folder(tmp_path, config):
+    """A run with a checkpoint and a line of metrics."""
+    workdirs.write(tmp_path, config, INFO)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10}) + "\n")
+    assert workdirs.check(tmp_path, config, INFO) == []
+    return tmp_path
+
+
+def test_checkpoints_that_are_gone(folder, config):
+    (folder / "checkpoints" / "10").rmdir()
+    assert workdirs.check(folder, config, INFO) == []  # Killed before its first save.
+    (folder / "checkpoints").rmdir()
+    with pytest.raises(InputError, match="holds the metrics of a run but no checkpoints"):
+        workdirs.check(folder, config, INFO)
+
+
+def test_a_configuration_that_is_gone(folder, config):
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"holds checkpoints but no config\.json"):
+        workdirs.check(folder, config, INFO)
+
+
+def test_labels_that_mean_other_classes(folder, config):
+    renamed = dataclasses.replace(INFO, class_names=("b", "c", "z"))
+    with pytest.raises(InputError, match=r"the classes of d are not those .* \(label 0 was a, is b\)"):
+        workdirs.check(folder, config, renamed)
+    autoregressive = dataclasses.replace(config, task="autoregressive")
+    workdirs.write(folder, autoregressive, INFO)
+    assert workdirs.check(folder, autoregressive, renamed) == ["label 0 was a, is b"]
+
+
+def test_counts_that_differ(folder, config):
+    more = dataclasses.replace(INFO, num_examples={"train": 25, "test": 12})
+    assert workdirs.check(folder, config, more) == ["the train split had 24 examples, has 25"]
+
+
+def test_a_palette_that_is_gone(tmp_path, config):
+    run = start_run(config, tmp_path)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds checkpoints of a model of colours but no palette\.npy"):
+        starting.choose_palette(run)
+    np.save(tmp_path / "palette.npy", np.zeros((4, 3), np.float32))
+    assert starting.choose_palette(run).shape == (4, 3)
+
+
+def test_names_of_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.folder("~/run") == tmp_path / "run"
+    for name in ("gs://bucket/run", "s3://b", "file:///run"):
+        with pytest.raises(InputError, match=f"--workdir: found {name}; accepted: a folder"):
+            cli.folder(name)
+    with pytest.raises(InputError, match="--workdir: found ~nobody-of-this-name/run"):
+        cli.folder("~nobody-of-this-name/run")
+    assert str(cli.folder("runs/[lr=0.1]")) == "runs/[lr=0.1]"
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "report").write_text("a file where the folder would be")
+    assert not write_if_possible(tmp_path / "report" / "evaluate.json", "{}")
+    assert " ".join(capsys.readouterr().out.split()).startswith("not written: ")
+    assert write_if_possible(tmp_path / "other" / "evaluate.json", "{}")
+    assert (tmp_path / "other" / "evaluate.json").read_text() == "{}"
