@@ -39,6 +39,9 @@ def kernels(session: Session) -> None:
     session.note("kernels", found)
     if found.get("wrong") != "none":
         session.fields = {"attention_kernel": "xla"}
+        # It may have taken the process with it.
+        session.ours.close()
+        session.ours = Worker("ours", session.log)
         session.note("kernels are wrong", "everything that follows runs on attention_kernel=xla")
 
 
