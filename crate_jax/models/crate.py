@@ -73,11 +73,16 @@ class CRATEBlock(nnx.Module):
         self.ista = ISTA(config, layers, rngs=rngs)
 
     def __call__(
-        self, z: jax.Array, *, return_intermediates: bool = False
+        self,
+        z: jax.Array,
+        *,
+        return_intermediates: bool = False,
+        real: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.mssa_norm(z)
-        update = self.mssa(normed)
-        compressed = self._join(z, update)
+        update = self.mssa(normed, real=real, wanted=wanted)
+        compressed = self._join(z[:, :wanted], update)
         sparse = self.ista(self.ista_norm(compressed))
         if not return_intermediates:
             return sparse, {}

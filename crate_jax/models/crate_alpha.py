@@ -87,11 +87,16 @@ class CRATEAlphaBlock(nnx.Module):
         self.odl = ODL(config, rngs=rngs)
 
     def __call__(
-        self, z: jax.Array, *, return_intermediates: bool = False
+        self,
+        z: jax.Array,
+        *,
+        return_intermediates: bool = False,
+        real: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.mssa_norm(z)
-        update = self.mssa(normed)
-        compressed = z + update
+        update = self.mssa(normed, real=real, wanted=wanted)
+        compressed = z[:, :wanted] + update
         decoded, codes = self.odl(self.odl_norm(compressed))
         out = compressed + decoded
         if not return_intermediates:
