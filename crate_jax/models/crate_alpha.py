@@ -101,17 +101,8 @@ class CRATEAlphaBlock(nnx.Module):
         out = compressed + decoded
         if not return_intermediates:
             return out, {}
-        return out, {
-            "normed": normed,
-            "mssa_in": z,
-            "mssa_update": update,
-            "mssa_out": compressed,
-            "ista_out": codes,
-            "out": out,
-            "bases": self.mssa.bases[...],
-            "subspace_in": self.mssa.project(normed),
-            "subspace_out": self.mssa.project(self.mssa_norm(compressed)),
-        }
+        seen = self.mssa.intermediates(z, normed, update, compressed, self.mssa_norm(compressed))
+        return out, {**seen, "ista_out": codes, "out": out}
 
 
 class CRATEAlpha(ImageClassifier):

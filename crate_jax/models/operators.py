@@ -125,6 +125,25 @@ class MSSA(nnx.Module):
         """Coordinates of the tokens in every subspace, `[b, n, d]` → `[b, k, n, p]`."""
         return jnp.swapaxes(self._coordinates(z), 1, 2)
 
+    def intermediates(
+        self, z: jax.Array, normed: jax.Array, update: jax.Array, compressed: jax.Array, after: jax.Array
+    ):
+        """What `crate_jax.models.trace` reads of a compression step.
+
+        Args:
+          z: the tokens `[b, n, d]` before it. normed: their layer norm, which MSSA takes. update: what MSSA returned.
+          compressed: the tokens after it. after: the layer norm of these by the same parameters.
+        """
+        return {
+            "normed": normed,
+            "mssa_in": z,
+            "mssa_update": update,
+            "mssa_out": compressed,
+            "bases": self.bases[...],
+            "subspace_in": self.project(normed),
+            "subspace_out": self.project(after),
+        }
+
     def _coordinates(self, z: jax.Array) -> jax.Array:
         """W = Z U, `[b, n, d]` → `[b, n, k, p]`, as one flat product: faster than one that carries the heads as an axis."""
         heads, dim, head_dim = self.bases.shape
