@@ -1,5 +1,6 @@
 """Our side of the comparisons: the public configurations, their training step compiled as `train` compiles it."""
 
+import contextlib
 import dataclasses
 import math
 import runpy
@@ -140,7 +141,24 @@ def make(workload: Workload, fields: dict[str, Any]) -> Training | Sampling:
     Raises:
       ValueError: a field that the model does not have.
     """
+    fields = dict(fields)
+    unit = fields.pop("unit", None)
     known = {field.name for field in dataclasses.fields(make_run(workload, {})[0].config.model)}
     if not set(fields) <= known:
         raise ValueError(f"the model has no field {', '.join(sorted(set(fields) - known))}")
-    return {"train": Training, "sample": Sampling}[workload.kind](workload, fields)
+    with kernels_of(unit):
+        return {"train": Training, "sample": Sampling}[workload.kind](workload, fields)
+
+
+@contextlib.contextmanager
+def kernels_of(unit: int | None):
+    """While it lasts, kernels that ask for tokens padded to another multiple; None changes nothing."""
+    from crate_jax.models import attention
+
+    usual = dict(attention.KERNELS)
+    try:
+        if unit is not None:
+            attention.KERNELS |= {name: kernel._replace(unit=unit) for name, kernel in usual.items()}
+        yield
+    finally:
+        attention.KERNELS |= usual

@@ -85,6 +85,8 @@ class Session:
         self.found: dict[str, Any] = {"date": datetime.datetime.now(datetime.UTC).isoformat(), "results": {}}
         self.ours, self.peers = Worker("ours", self.log), Worker("peers", self.log)
         self.shapes: dict[str, dict] = {}
+        # Fields of the model that all of ours has.
+        self.fields: dict[str, Any] = {}
 
     @property
     def left(self) -> float:
@@ -114,7 +116,7 @@ class Session:
         for workload, form in jobs:
             request = {"workload": workload, "tiny": self.small}
             if form in VARIANTS:
-                ours[f"{workload}/{form}"] = {**request, "fields": VARIANTS[form]}
+                ours[f"{workload}/{form}"] = {**request, "fields": {**VARIANTS[form], **self.fields}}
                 continue
             if workload not in self.shapes:
                 self.shapes[workload] = self.ours.ask(min(self.left, 120), do="shape", **request)

@@ -47,11 +47,14 @@ WORKLOADS = {
     ),
 }
 
-# Ours in other forms than the default: fields of the model.
+# Ours in other forms than the default: fields of the model, and `unit` of the kernel (1: tokens are padded in every call of
+# attention, not once for all layers).
 VARIANTS = {
     "default": {},
+    "xla": {"attention_kernel": "xla"},
     "scanned": {"scan": True},
     "unrolled": {"scan": False},
+    "padded_in_attention": {"unit": 1},
 }
 
 # For rehearsals: fields of the model, and of how long is measured.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax import InputError
+from crate_jax.models import cudnn
 from crate_jax.models.layers import row_dot
 from crate_jax.settings import one_of
 
@@ -32,6 +33,7 @@ def attend(
     causal: bool = False,
     mask: jax.Array | None = None,
     lengths: jax.Array | None = None,
+    real: int | None = None,
     scale: float | None = None,
     kernel: str = "xla",
 ) -> jax.Array:
@@ -43,6 +45,8 @@ def attend(
       mask: bool, broadcast to `[b, heads, n, m]`: the pairs that may attend.
       lengths: int `[b]`: only the first so many tokens of each example are real; n = m. The others are not attended to,
         and their own rows of the result are zero.
+      real: only the first so many keys of every example are real, the others are padding that is not attended to. Rows of
+        queries are all computed.
       scale: s, by default p^-½.
       kernel: the implementation, a key of KERNELS.
     Returns:
@@ -50,9 +54,11 @@ def attend(
     Raises:
       InputError: shapes that do not fit, an unknown kernel.
     """
-    _check(query, key, value, causal=causal, mask=mask, lengths=lengths)
+    _check(query, key, value, causal=causal, mask=mask, lengths=lengths, real=real)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _find(kernel).attend(query, key, value, causal=causal, mask=mask, lengths=lengths, scale=scale)
+    return _find(kernel).attend(
+        query, key, value, causal=causal, mask=mask, lengths=lengths, real=real, scale=scale
+    )
 
 
 def attend_shared(
@@ -61,6 +67,7 @@ def attend_shared(
     causal: bool = False,
     mask: jax.Array | None = None,
     lengths: jax.Array | None = None,
+    real: int | None = None,
     scale: float | None = None,
     kernel: str = "xla",
 ) -> jax.Array:
@@ -70,15 +77,17 @@ def attend_shared(
 
     Args:
       tokens: W `[b, n, heads, p]`, the tokens' coordinates in each head's subspace.
-      causal, mask, lengths, scale, kernel: as for `attend`.
+      causal, mask, lengths, real, scale, kernel: as for `attend`.
     Returns:
       `[b, n, heads, p]` in the dtype of `tokens`.
     Raises:
       InputError: as `attend`.
     """
-    _check(tokens, tokens, tokens, causal=causal, mask=mask, lengths=lengths)
+    _check(tokens, tokens, tokens, causal=causal, mask=mask, lengths=lengths, real=real)
     scale = tokens.shape[-1] ** -0.5 if scale is None else scale
-    return _find(kernel).attend_shared(tokens, causal=causal, mask=mask, lengths=lengths, scale=scale)
+    return _find(kernel).attend_shared(
+        tokens, causal=causal, mask=mask, lengths=lengths, real=real, scale=scale
+    )
 
 
 def attend_cached(
@@ -123,6 +132,7 @@ class Attend(Protocol):
         causal: bool,
         mask: jax.Array | None,
         lengths: jax.Array | None,
+        real: int | None,
         scale: float,
     ) -> jax.Array: ...
 
@@ -137,50 +147,64 @@ class AttendShared(Protocol):
         causal: bool,
         mask: jax.Array | None,
         lengths: jax.Array | None,
+        real: int | None,
         scale: float,
     ) -> jax.Array: ...
 
 
 class Kernel(NamedTuple):
-    """One implementation of attention, and the platforms (as JAX names them: cpu, gpu, tpu) that it runs on."""
+    """One implementation of attention, the platforms (as JAX names them: cpu, gpu, tpu) that it runs on, and what it takes:
+    types, and head widths that are a multiple of `unit`. Tokens padded to a multiple of `unit` it does not pad again.
+    """
 
     attend: Attend
     attend_shared: AttendShared
     platforms: tuple[str, ...]
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    unit: int = 1
 
 
-def _xla_attend(query, key, value, *, causal, mask, lengths, scale):
+def _xla_attend(query, key, value, *, causal, mask, lengths, real, scale):
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    allowed = _allowed(mask, lengths, key.shape[1])
+    allowed = _allowed(mask, lengths, real, key.shape[1])
     return _finish(_attend(*heads_first, allowed, causal, scale), lengths)
 
 
-def _xla_attend_shared(tokens, *, causal, mask, lengths, scale):
-    allowed = _allowed(mask, lengths, tokens.shape[1])
+def _xla_attend_shared(tokens, *, causal, mask, lengths, real, scale):
+    allowed = _allowed(mask, lengths, real, tokens.shape[1])
     return _finish(_attend_shared(jnp.swapaxes(tokens, 1, 2), allowed, causal, scale), lengths)
 
 
 KERNELS: dict[str, Kernel] = {
     "xla": Kernel(_xla_attend, _xla_attend_shared, ("cpu", "gpu", "tpu")),
+    "cudnn": Kernel(cudnn.attend, cudnn.attend_shared, ("gpu",), cudnn.DTYPES, cudnn.UNIT),
 }
-# The kernel that `auto` stands for on each platform.
-AUTO = {"cpu": "xla", "gpu": "xla", "tpu": "xla"}
+# The kernel that `auto` stands for on each platform, where it takes the model's type and heads; elsewhere xla.
+AUTO = {"cpu": "xla", "gpu": "cudnn", "tpu": "xla"}
 
 
-def resolve_kernel(name: str, platform: str) -> str:
-    """The key of KERNELS that `attention_kernel` of a configuration means on a platform.
+def resolve_kernel(name: str, platform: str, dtype: str, head_dim: int) -> str:
+    """The key of KERNELS that `attention_kernel` of a configuration means on a platform, for a type and a width of heads.
 
     Raises:
-      InputError: a kernel that is not there, or that does not run on this platform.
+      InputError: a kernel that is not there, or that does not run on this platform or not on such heads.
     """
     if name == "auto":
-        return AUTO.get(platform, "xla")
+        kernel = AUTO.get(platform, "xla")
+        fits = dtype in KERNELS[kernel].dtypes and head_dim % KERNELS[kernel].unit == 0
+        return kernel if fits else "xla"
     one_of("model.attention_kernel", name, ("auto", *KERNELS))
     if platform not in KERNELS[name].platforms:
         running = [other for other, kernel in KERNELS.items() if platform in kernel.platforms]
         raise InputError(
             f"model.attention_kernel: found {name!r}, which does not run on {platform}; accepted there: auto, "
             f"{', '.join(running)}"
+        )
+    _, _, _, dtypes, unit = KERNELS[name]
+    if dtype not in dtypes or head_dim % unit:
+        raise InputError(
+            f"model.attention_kernel: found {name!r} for {dtype} and heads {head_dim} wide; accepted by it: "
+            f"{', '.join(dtypes)}, and multiples of {unit}"
         )
     return name
 
@@ -190,7 +214,7 @@ def _find(kernel: str) -> Kernel:
     return KERNELS[kernel]
 
 
-def _check(query, key, value, *, causal, mask, lengths) -> None:
+def _check(query, key, value, *, causal, mask, lengths, real) -> None:
     b, n, heads, p = query.shape if query.ndim == 4 else (0, 0, 0, 0)
     if query.ndim != 4 or key.shape != value.shape or key.shape != (b, key.shape[1], heads, p):
         raise InputError(
@@ -202,6 +226,8 @@ def _check(query, key, value, *, causal, mask, lengths) -> None:
         raise InputError(
             f"attention: found {n} queries and {m} keys; accepted: as many, with causal or lengths"
         )
+    if real is not None and not 0 < real <= m:
+        raise InputError(f"attention: found {real} real keys of {m}; accepted: 1 to {m}")
     if lengths is not None and lengths.shape != (b,):
         raise InputError(f"lengths of attention: found shape {lengths.shape}; accepted: ({b},)")
     if mask is not None:
@@ -213,14 +239,18 @@ def _check(query, key, value, *, causal, mask, lengths) -> None:
             )
 
 
-def _allowed(mask: jax.Array | None, lengths: jax.Array | None, keys: int) -> jax.Array | None:
-    """Which pairs may attend by mask and lengths, bool of four axes; None: all."""
+def _allowed(
+    mask: jax.Array | None, lengths: jax.Array | None, real: int | None, keys: int
+) -> jax.Array | None:
+    """Which pairs may attend by mask, lengths and the number of real keys, bool of four axes; None: all."""
+    found = None
     if mask is not None:
-        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    if lengths is None:
-        return mask
-    real = (jnp.arange(keys) < lengths[:, None])[:, None, None, :]
-    return real if mask is None else mask & real
+        found = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    for end in (lengths, real):
+        if end is not None:
+            allowed = (jnp.arange(keys) < jnp.reshape(end, (-1, 1)))[:, None, None, :]
+            found = allowed if found is None else found & allowed
+    return found
 
 
 def _finish(out: jax.Array, lengths: jax.Array | None) -> jax.Array:
@@ -319,7 +349,7 @@ def _backward(query, key, value, weights, out, grad, causal, scale):
     else here on a CPU.
     """
     swap = partial(jnp.swapaxes, axis1=-1, axis2=-2)
-    total = row_dot(grad.astype(jnp.float32), out.astype(jnp.float32))
+    total = row_dot(grad.astype(jnp.float32), out.astype(jnp.float32), out.dtype)
     grad_query, grad_key, grad_value = [], [], []
     for (start, end, keys), attention in zip(
         _blocks(query.shape[2], key.shape[2], causal), weights, strict=True

@@ -73,25 +73,21 @@ class CRATEBlock(nnx.Module):
         self.ista = ISTA(config, layers, rngs=rngs)
 
     def __call__(
-        self, z: jax.Array, *, return_intermediates: bool = False
+        self,
+        z: jax.Array,
+        *,
+        return_intermediates: bool = False,
+        real: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.mssa_norm(z)
-        update = self.mssa(normed)
-        compressed = self._join(z, update)
+        update = self.mssa(normed, real=real, wanted=wanted)
+        compressed = self._join(z[:, :wanted], update)
         sparse = self.ista(self.ista_norm(compressed))
         if not return_intermediates:
             return sparse, {}
-        return sparse, {
-            "normed": normed,
-            "mssa_in": z,
-            "mssa_update": update,
-            "mssa_out": compressed,
-            "ista_out": sparse,
-            "out": sparse,
-            "bases": self.mssa.bases[...],
-            "subspace_in": self.mssa.project(normed),
-            "subspace_out": self.mssa.project(self.mssa_norm(compressed)),
-        }
+        seen = self.mssa.intermediates(z, normed, update, compressed, self.mssa_norm(compressed))
+        return sparse, {**seen, "ista_out": sparse, "out": sparse}
 
     def decode(self, z: jax.Array, cache: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The block on one token `[b, d]`, given those before it (see `MSSA.decode`)."""

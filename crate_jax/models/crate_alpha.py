@@ -87,26 +87,22 @@ class CRATEAlphaBlock(nnx.Module):
         self.odl = ODL(config, rngs=rngs)
 
     def __call__(
-        self, z: jax.Array, *, return_intermediates: bool = False
+        self,
+        z: jax.Array,
+        *,
+        return_intermediates: bool = False,
+        real: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.mssa_norm(z)
-        update = self.mssa(normed)
-        compressed = z + update
+        update = self.mssa(normed, real=real, wanted=wanted)
+        compressed = z[:, :wanted] + update
         decoded, codes = self.odl(self.odl_norm(compressed))
         out = compressed + decoded
         if not return_intermediates:
             return out, {}
-        return out, {
-            "normed": normed,
-            "mssa_in": z,
-            "mssa_update": update,
-            "mssa_out": compressed,
-            "ista_out": codes,
-            "out": out,
-            "bases": self.mssa.bases[...],
-            "subspace_in": self.mssa.project(normed),
-            "subspace_out": self.mssa.project(self.mssa_norm(compressed)),
-        }
+        seen = self.mssa.intermediates(z, normed, update, compressed, self.mssa_norm(compressed))
+        return out, {**seen, "ista_out": codes, "out": out}
 
 
 class CRATEAlpha(ImageClassifier):

@@ -18,7 +18,7 @@ from flax import nnx
 from crate_jax import InputError
 from crate_jax.models.config import Images
 from crate_jax.models.crate import SIZES, CRATEBlock, CRATEConfig
-from crate_jax.models.layers import layer_norm, linear, patchify, uniform_init
+from crate_jax.models.layers import layer_norm, linear, patchify, rows, uniform_init
 from crate_jax.models.operators import MSSA
 from crate_jax.models.stack import Stack, Trace
 from crate_jax.settings import one_of, setting
@@ -97,11 +97,16 @@ class CRATEDecoderBlock(nnx.Module):
         self.mssa = MSSA(config, rngs=rngs)
 
     def __call__(
-        self, z: jax.Array, *, return_intermediates: bool = False
+        self,
+        z: jax.Array,
+        *,
+        return_intermediates: bool = False,
+        real: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.dictionary_norm(z)
-        dense = normed @ self.dictionary[...].astype(self.dtype).T
-        expanded = dense - self.mssa(self.mssa_norm(dense))
+        dense = (rows(normed) @ self.dictionary[...].astype(self.dtype).T).reshape(normed.shape)
+        expanded = dense[:, :wanted] - self.mssa(self.mssa_norm(dense), real=real, wanted=wanted)
         return expanded, (
             {"normed": normed, "dictionary_out": dense, "mssa_out": expanded} if return_intermediates else {}
         )

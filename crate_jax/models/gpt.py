@@ -20,7 +20,7 @@ from crate_jax import InputError
 from crate_jax.models.attention import attend, attend_cached, cache_token
 from crate_jax.models.config import Images, ModelConfig
 from crate_jax.models.crate import CRATEBlock
-from crate_jax.models.layers import Dense, RMSNorm, layer_norm, normal_param
+from crate_jax.models.layers import Dense, RMSNorm, layer_norm, normal_param, split_heads
 from crate_jax.models.operators import CRATELayers
 from crate_jax.models.stack import CausalBlock, Stack, Trace
 from crate_jax.settings import one_of, setting
@@ -129,27 +129,28 @@ class IGPTBlock(nnx.Module):
         self.mlp_out = Dense((4 * dim,), (dim,), stddev=0.02, **options)
 
     def __call__(
-        self, x: jax.Array, *, return_intermediates: bool = False
+        self,
+        x: jax.Array,
+        *,
+        return_intermediates: bool = False,
+        real: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.attention_norm(x)
-        query, key, value = self._query_key_value(normed)
-        attended = attend(query, key, value, causal=self.causal, kernel=self.kernel)
-        x = x + self.attention_output(attended)
+        query, key, value = split_heads(self.qkv(normed))
+        attended = attend(query, key, value, causal=self.causal, real=real, kernel=self.kernel)
+        x = (x + self.attention_output(attended))[:, :wanted]
         out = x + self._mlp(x)
         return out, ({"normed": normed, "attention_out": x, "mlp_out": out} if return_intermediates else {})
 
     def decode(self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array):
         """The block on one token `[b, d]`; the cache holds the keys and values `[b, k, n, p]` of those before it."""
-        query, key, value = self._query_key_value(self.attention_norm(x))
+        query, key, value = split_heads(self.qkv(self.attention_norm(x)))
         keys, values = (
             cache_token(cached, new, position) for cached, new in zip(cache, (key, value), strict=True)
         )
         x = x + self.attention_output(attend_cached(query, keys, values, position))
         return x + self._mlp(x), (keys, values)
-
-    def _query_key_value(self, normed: jax.Array) -> list[jax.Array]:
-        # Split, not indexed: the gradient of a split is one concatenation, that of three indices a sum of three paddings.
-        return [part.squeeze(-3) for part in jnp.split(self.qkv(normed), 3, axis=-3)]
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         hidden = self.mlp_in(self.mlp_norm(x))

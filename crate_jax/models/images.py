@@ -10,7 +10,7 @@ from flax import nnx
 
 from crate_jax import InputError
 from crate_jax.models.config import Images, ModelConfig
-from crate_jax.models.layers import Dense, normal_param
+from crate_jax.models.layers import Dense, gelu, normal_param
 from crate_jax.models.model import Params
 from crate_jax.models.stack import Block, Stack, Trace
 from crate_jax.settings import one_of, setting
@@ -160,8 +160,7 @@ class ProjectionHead(nnx.Module):
         self.mlp_out = Dense(hidden, (config.num_classes,), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = jax.nn.gelu(self.mlp_in(x), approximate=False)
-        return self.mlp_out(jax.nn.gelu(self.projection(x), approximate=False))
+        return self.mlp_out(gelu(self.projection(gelu(self.mlp_in(x)))))
 
 
 class ImageClassifier(nnx.Module):
@@ -211,12 +210,15 @@ class ImageClassifier(nnx.Module):
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None, trace: Trace = False
     ) -> tuple[jax.Array, Any]:
         del train, key  # Nothing in these models is random.
-        x, traced = self.features(images, trace=trace)
+        x, traced = self.features(images, trace=trace, wanted=None if self.class_token is None else 1)
         x = x[:, 0] if self.class_token is not None else jnp.mean(x, axis=1)
         return self.head(self.head_norm(x)).astype(jnp.float32), traced
 
-    def features(self, images: jax.Array, *, trace: Trace = False) -> tuple[jax.Array, Any]:
-        """The tokens `[b, n, d]` after the last block, the class token (if any) first, and the trace.
+    def features(
+        self, images: jax.Array, *, trace: Trace = False, wanted: int | None = None
+    ) -> tuple[jax.Array, Any]:
+        """The tokens `[b, n, d]` after the last block, the class token (if any) first, and the trace. With `wanted` only
+        the first so many tokens, see `Stack`.
 
         Raises:
           InputError: images of another shape.
@@ -235,4 +237,4 @@ class ImageClassifier(nnx.Module):
             class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, self.config.dim))
             x = jnp.concatenate([class_token.astype(self.dtype), x], axis=1)
         x = x + positions.astype(self.dtype)
-        return self.blocks(x, trace=trace)
+        return self.blocks(x, trace=trace, wanted=wanted)

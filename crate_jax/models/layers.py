@@ -5,6 +5,7 @@ trained here starts from the same distribution. Parameters are float32; `dtype` 
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,17 +26,73 @@ def uniform_init(bound: float) -> nnx.Initializer:
     return init
 
 
-def linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+def rows(x: jax.Array) -> jax.Array:
+    """`[…, d]` as a matrix of rows. With the batch as an axis of its own in a product, XLA transposes for the gradient of
+    the kernel what lies right already.
+    """
+    return x.reshape(-1, x.shape[-1])
+
+
+class Linear(nnx.Linear):
+    """nnx.Linear on rows."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        return super().__call__(rows(x)).reshape(*x.shape[:-1], self.out_features)
+
+
+def linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, use_bias: bool = True) -> Linear:
     """Affine map with torch.nn.Linear's initial values, U(−1/√inputs, 1/√inputs) for kernel and bias."""
     init = uniform_init(1 / math.sqrt(inputs))
-    return nnx.Linear(
+    return Linear(
         inputs, outputs, use_bias=use_bias, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs
     )
 
 
-def layer_norm(dim: int, *, eps: float = LAYER_NORM_EPS, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(dim: int, *, eps: float = LAYER_NORM_EPS, dtype, rngs: nnx.Rngs) -> "LayerNorm":
     """LayerNorm as in PyTorch; statistics are float32 whatever `dtype` is."""
-    return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    return LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """nnx.LayerNorm that keeps of a bfloat16 input just that for its backward pass, where automatic differentiation keeps
+    float32 copies.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        if self.dtype == jnp.float32 or self.scale is None or self.bias is None:
+            return super().__call__(x)
+        # On rows: XLA is free to lay out three axes so that the next product has to transpose them.
+        out = _layer_norm(rows(x), self.scale[...], self.bias[...], self.epsilon, self.dtype)
+        return out.reshape(x.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float, dtype) -> jax.Array:
+    # x is a matrix of rows, here and in `_rms_norm`.
+    return _layer_norm_forward(x, gain, bias, eps, dtype)[0]
+
+
+def _layer_norm_forward(x, gain, bias, eps, dtype):
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    rate = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
+    # Left to itself XLA takes the mean again wherever it is used, and then writes y ∂out in float32 to sum its columns.
+    saved = jax.lax.optimization_barrier((mean, rate))
+    return ((wide - mean) * rate * gain + bias).astype(dtype), (x, gain, *saved)
+
+
+def _layer_norm_backward(eps, dtype, saved, grad):
+    """With y = (x − m)·r and ∂y = g·∂out: ∂x = r (∂y − mean ∂y − y mean(y ∂y))."""
+    del eps, dtype
+    x, gain, mean, rate = saved
+    y, grad = (x.astype(jnp.float32) - mean) * rate, grad.astype(jnp.float32)
+    grad_y = grad * gain
+    centred = grad_y - jnp.mean(grad_y, axis=-1, keepdims=True)
+    grad_x = rate * (centred - y * jnp.mean(grad_y * y, axis=-1, keepdims=True))
+    return grad_x.astype(x.dtype), jnp.sum(grad * y, axis=0), jnp.sum(grad, axis=0)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class RMSNorm(nnx.Module):
@@ -47,7 +104,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(dim))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _rms_norm(x.astype(jnp.float32), self.scale[...]).astype(self.dtype)
+        return _rms_norm(rows(x), self.scale[...]).astype(self.dtype).reshape(x.shape)
 
 
 @jax.custom_vjp
@@ -56,8 +113,11 @@ def _rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
 
 
 def _rms_norm_forward(x, gain):
-    rate = jax.lax.rsqrt(row_dot(x, x) / x.shape[-1] + LAYER_NORM_EPS)
-    return x * rate * gain, (x, gain, rate)
+    wide = x.astype(jnp.float32)
+    rate = jax.lax.rsqrt(row_dot(wide, wide, x.dtype) / x.shape[-1] + LAYER_NORM_EPS)
+    if x.dtype != jnp.float32:
+        rate = jax.lax.optimization_barrier(rate)  # As in `_layer_norm_forward`.
+    return (wide * rate * gain).astype(x.dtype), (x, gain, rate)
 
 
 def _rms_norm_backward(saved, grad):
@@ -65,16 +125,23 @@ def _rms_norm_backward(saved, grad):
     take a ninth of the time of automatic differentiation's on a CPU.
     """
     x, gain, rate = saved
-    y, grad_y = x * rate, grad * gain
-    grad_gain = jnp.sum(grad * y, axis=range(x.ndim - 1))
-    return rate * (grad_y - y * row_dot(y, grad_y) / x.shape[-1]), grad_gain
+    grad = grad.astype(jnp.float32)
+    y, grad_y = x.astype(jnp.float32) * rate, grad * gain
+    grad_x = rate * (grad_y - y * row_dot(y, grad_y, x.dtype) / x.shape[-1])
+    return grad_x.astype(x.dtype), jnp.sum(grad * y, axis=0)
 
 
 _rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
-def row_dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Σ_i a_i b_i over the last axis, which stays with length 1."""
+def row_dot(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
+    """Σ_i a_i b_i of float32 numbers over the last axis, which stays with length 1. `dtype` is what a model computes in.
+
+    As a product of rows it takes a ninth of the time of a sum on a CPU, where models are float32. On a GPU a and b would be
+    written before they are multiplied, while a sum takes them as they are computed.
+    """
+    if dtype != jnp.float32:
+        return jnp.sum(a * b, axis=-1, keepdims=True)
     return jnp.einsum("...i,...i->...", a, b, precision=jax.lax.Precision.HIGHEST)[..., None]
 
 
@@ -95,14 +162,26 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # One matmul of matrices: with the batch as an axis of its own XLA transposes, for the gradient of the kernel, what
-        # lies right already.
         leading = x.shape[: x.ndim - len(self.inputs)]
-        rows = x.astype(self.dtype).reshape(-1, math.prod(self.inputs))
+        matrix = x.astype(self.dtype).reshape(-1, math.prod(self.inputs))
         # The output axes stay apart: merged, a mesh that splits the heads would have to gather the kernel.
-        kernel = self.kernel[...].astype(self.dtype).reshape(rows.shape[1], *self.outputs)
-        out = jnp.tensordot(rows, kernel, 1).reshape(*leading, *self.outputs)
+        kernel = self.kernel[...].astype(self.dtype).reshape(matrix.shape[1], *self.outputs)
+        out = jnp.tensordot(matrix, kernel, 1).reshape(*leading, *self.outputs)
         return out if self.bias is None else out + self.bias[...].astype(self.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x), exact. Where models are not float32 x alone is kept for the backward pass: three arrays of intermediate values
+    take longer to read than to compute again.
+    """
+    exact = partial(jax.nn.gelu, approximate=False)
+    return exact(x) if x.dtype == jnp.float32 else jax.checkpoint(exact)(x)
+
+
+def split_heads(projected: jax.Array) -> list[jax.Array]:
+    """Queries, keys and values `[…, heads, p]` of `[…, 3, heads, p]`."""
+    # Split, not indexed: the gradient of a split is one concatenation, that of three indices a sum of three paddings.
+    return [part.squeeze(-3) for part in jnp.split(projected, 3, axis=-3)]
 
 
 class PatchEmbed(nnx.Module):
@@ -119,7 +198,9 @@ class PatchEmbed(nnx.Module):
         self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        return self.norm_out(self.projection(self.norm_in(patchify(images, self.patch_size))))
+        patches = patchify(images, self.patch_size)
+        tokens = self.norm_out(self.projection(self.norm_in(rows(patches))))
+        return tokens.reshape(*patches.shape[:2], -1)
 
 
 class PatchProjection(nnx.Module):

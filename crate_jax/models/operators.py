@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax import InputError, objectives
-from crate_jax.models.attention import attend_cached, attend_shared, cache_token
+from crate_jax.models.attention import attend, attend_cached, attend_shared, cache_token
 from crate_jax.models.config import ModelConfig
-from crate_jax.models.layers import number, scalar, uniform_init
+from crate_jax.models.layers import number, rows, scalar, uniform_init
 from crate_jax.settings import one_of, setting
 
 # Choices of CRATELayers, explained at `MSSA` and `ISTA`.
@@ -98,12 +98,19 @@ class MSSA(nnx.Module):
         self.fixed_output = nnx.Param(init(rngs.params(), shape)) if layers.output == "fixed" else None
         self.bias = nnx.Param(init(rngs.params(), (dim,))) if free and use_bias else None
 
-    def __call__(self, z: jax.Array) -> jax.Array:
-        if self.softmax:
-            return self._join(attend_shared(self._coordinates(z), causal=self.causal, kernel=self.kernel))
-        bases = self.bases[...].astype(self.dtype)
-        out = objectives.mssa(z.astype(self.dtype), bases, self._output(), softmax=False, causal=self.causal)
-        return self._add_bias(out)
+    def __call__(self, z: jax.Array, *, real: int | None = None, wanted: int | None = None) -> jax.Array:
+        """The update of the first `wanted` tokens, of `real` ones (see `stack.Block`)."""
+        if not self.softmax:
+            bases = self.bases[...].astype(self.dtype)
+            out = objectives.mssa(
+                z.astype(self.dtype), bases, self._output(), softmax=False, causal=self.causal
+            )
+            return self._add_bias(out)[:, :wanted]
+        w = self._coordinates(z)
+        if wanted is None:
+            return self._join(attend_shared(w, causal=self.causal, real=real, kernel=self.kernel))
+        # Few queries: there is little to gain from another kernel, and padding to lose.
+        return self._join(attend(w[:, :wanted], w, w, real=real))
 
     def decode(self, z: jax.Array, cache: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The update of one token `[b, d]`, given those before it; the cache `[b, k, n, p]` holds their projections.
@@ -118,16 +125,37 @@ class MSSA(nnx.Module):
         """Coordinates of the tokens in every subspace, `[b, n, d]` → `[b, k, n, p]`."""
         return jnp.swapaxes(self._coordinates(z), 1, 2)
 
+    def intermediates(
+        self, z: jax.Array, normed: jax.Array, update: jax.Array, compressed: jax.Array, after: jax.Array
+    ):
+        """What `crate_jax.models.trace` reads of a compression step.
+
+        Args:
+          z: the tokens `[b, n, d]` before it. normed: their layer norm, which MSSA takes. update: what MSSA returned.
+          compressed: the tokens after it. after: the layer norm of these by the same parameters.
+        """
+        return {
+            "normed": normed,
+            "mssa_in": z,
+            "mssa_update": update,
+            "mssa_out": compressed,
+            "bases": self.bases[...],
+            "subspace_in": self.project(normed),
+            "subspace_out": self.project(after),
+        }
+
     def _coordinates(self, z: jax.Array) -> jax.Array:
         """W = Z U, `[b, n, d]` → `[b, n, k, p]`, as one flat product: faster than one that carries the heads as an axis."""
         heads, dim, head_dim = self.bases.shape
         bases = jnp.swapaxes(self.bases[...].astype(self.dtype), 0, 1).reshape(dim, heads * head_dim)
-        return (z.astype(self.dtype) @ bases).reshape(*z.shape[:-1], heads, head_dim)
+        return (rows(z.astype(self.dtype)) @ bases).reshape(*z.shape[:-1], heads, head_dim)
 
     def _join(self, mixed: jax.Array) -> jax.Array:
         """Σ_k H_k O_k + b for `[…, k, p]`, as one flat product."""
         output = self._output()
-        return self._add_bias(mixed.reshape(*mixed.shape[:-2], -1) @ output.reshape(-1, output.shape[-1]))
+        heads, head_dim, dim = output.shape
+        out = mixed.reshape(-1, heads * head_dim) @ output.reshape(-1, dim)
+        return self._add_bias(out.reshape(*mixed.shape[:-2], dim))
 
     def _output(self) -> jax.Array:
         """O `[k, p, d]`."""
@@ -175,7 +203,9 @@ class ISTA(nnx.Module):
         self.penalty = scalar(layers.penalty, learned=layers.learn_steps)
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        z, dictionary = z.astype(self.dtype), self.dictionary[...]
+        return self._step(rows(z.astype(self.dtype)), self.dictionary[...]).reshape(z.shape)
+
+    def _step(self, z: jax.Array, dictionary: jax.Array) -> jax.Array:
         penalty = number(self.penalty)
         if self.form == "orthogonal":
             moved = (1 + 4 / (9 * (1 + self.alpha))) * (z @ dictionary.astype(self.dtype))

@@ -4,13 +4,16 @@ The parameters of all layers are stored stacked along a first axis of length `de
 unrolled, so a checkpoint does not depend on that choice.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
+from crate_jax.models.attention import KERNELS
 from crate_jax.models.config import ModelConfig
 from crate_jax.models.partition import constrain
 from crate_jax.settings import one_of
@@ -36,10 +39,22 @@ class Block(Protocol):
     """What a stack is made of: an `nnx.Module` from tokens to tokens of the same shape."""
 
     def __call__(
-        self, x: jax.Array, /, *, return_intermediates: bool = False
+        self,
+        x: jax.Array,
+        /,
+        *,
+        return_intermediates: bool = False,
+        real: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[jax.Array, Intermediates]:
-        """One layer on the tokens `[b, n, d]`.
+        """One layer on the tokens `[b, n, d]`. A block without the arguments `real` and `wanted` is given and returns all
+        tokens, and never padding.
 
+        Args:
+          x: the tokens.
+          return_intermediates: see below.
+          real: tokens that are no padding, the first ones; by default all. Nothing of the others may reach them.
+          wanted: tokens that are returned, the first ones; by default all.
         Returns:
           `(tokens, intermediates)`. The intermediates are empty unless asked for; then they hold at least `normed`
           `[b, n, d]`, the layer-normed input, and of a white box all that `crate_jax.models.trace` lists.
@@ -53,6 +68,16 @@ class CausalBlock(Block, Protocol):
         """The layer on the token `[b, d]` at `position`, given what `cache` holds of those before it; `(token, cache)`."""
 
 
+def _placed(x: jax.Array) -> jax.Array:
+    """The residual stream at the entry of a block: split as the rules say and, where a model is not float32, laid out row by
+    row. XLA for GPUs may else put the batch innermost for a norm's sums, and transpose before and after every product.
+    """
+    x = constrain(x, TOKENS)
+    if x.dtype == jnp.float32:
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
 class Stack(nnx.Module):
     """`config.depth` equal blocks, each made by `make_block(rngs)` and a `Block`."""
 
@@ -61,9 +86,40 @@ class Stack(nnx.Module):
         self.depth, self.scan, self.remat = config.depth, config.scan, config.remat
         keys = jax.random.split(rngs.params(), self.depth)
         self.blocks = nnx.vmap(lambda key: make_block(nnx.Rngs(params=key)), in_axes=0)(keys)
+        self.takes_part = {"real", "wanted"} <= inspect.signature(self.blocks.__call__).parameters.keys()
+        self.unit = KERNELS[config.attention_kernel].unit if self.takes_part else 1
 
-    def __call__(self, x: jax.Array, *, trace: Trace = False) -> tuple[jax.Array, Any]:
-        """`x` through all blocks. The trace has a leading axis of length `depth`; None when `trace` is False."""
+    def __call__(
+        self, x: jax.Array, *, trace: Trace = False, wanted: int | None = None
+    ) -> tuple[jax.Array, Any]:
+        """`x` through all blocks.
+
+        Tokens are padded here, once for all layers, to a length that the kernel of attention takes; nothing outside sees it.
+
+        Args:
+          x: tokens `[b, n, d]`.
+          trace: what is wanted of every block's intermediates.
+          wanted: only the first so many tokens are returned, and the last layer is computed for them alone.
+        Returns:
+          `(tokens, trace)`. The trace has a leading axis of length `depth`; it is None when `trace` is False.
+        """
+        length = x.shape[1]
+        if trace or not self.takes_part:
+            # A trace shows all tokens of all layers, and none that are not there.
+            x, traced = self._run(x, trace, None, self.depth)
+            return x[:, :wanted], traced
+        extra = -length % self.unit
+        real = length if extra else None
+        x = jnp.pad(x, ((0, 0), (0, extra), (0, 0))) if extra else x
+        if wanted is None:
+            return self._run(x, False, real, self.depth)[0][:, :length], None
+        x, _ = self._run(x, False, real, self.depth - 1)
+        graphdef, stacked = nnx.split(self.blocks)
+        last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
+        return last(_placed(x), real=real, wanted=wanted)[0], None
+
+    def _run(self, x: jax.Array, trace: Trace, real: int | None, depth: int) -> tuple[jax.Array, Any]:
+        """`x` through the first blocks."""
         graphdef, stacked = nnx.split(self.blocks)
 
         def body(x, layer):
@@ -71,7 +127,8 @@ class Stack(nnx.Module):
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
             block = nnx.merge(graphdef, params)
-            x, intermediates = block(constrain(x, TOKENS), return_intermediates=bool(trace))
+            part = {} if real is None else {"real": real}
+            x, intermediates = block(_placed(x), return_intermediates=bool(trace), **part)
             intermediates = {**intermediates, "layer": number}
             return x, trace(intermediates) if callable(trace) else intermediates if trace else None
 
@@ -79,13 +136,15 @@ class Stack(nnx.Module):
             # A scan body is never merged with its recomputation by CSE, so the barriers that prevent it cost for nothing.
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
         if self.scan:
-            x, traced = jax.lax.scan(body, x, (jnp.arange(self.depth), stacked))
+            stacked = jax.tree.map(lambda leaf: leaf[:depth], stacked)
+            x, traced = jax.lax.scan(body, x, (jnp.arange(depth), stacked))
             return constrain(x, TOKENS), traced
         layers = []
-        for layer in enumerate(self._layers(stacked)):
+        for layer in enumerate(self._layers(stacked)[:depth]):
             x, traced = body(x, layer)
             layers.append(traced)
-        return constrain(x, TOKENS), jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+        traced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if trace else None
+        return constrain(x, TOKENS), traced
 
     def decoder(self) -> Callable[[jax.Array, Sequence[Any], jax.Array], tuple[jax.Array, tuple]]:
         """`decode(x, caches, position)`: one token `[b, d]` through all blocks, each `block.decode(x, cache, position)`.

@@ -98,11 +98,16 @@ class ToSTBlock(nnx.Module):
         )
 
     def __call__(
-        self, z: jax.Array, *, return_intermediates: bool = False
+        self,
+        z: jax.Array,
+        *,
+        return_intermediates: bool = False,
+        real: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         tssa_scale, mlp_scale = (p[...].astype(z.dtype) for p in (self.tssa_scale, self.mlp_scale))
         normed = self.tssa_norm(z)
-        compressed = z + tssa_scale * self.tssa(normed)
+        compressed = (z + tssa_scale * self.tssa(normed))[:, :wanted]
         out = compressed + mlp_scale * self.mlp(self.mlp_norm(compressed))
         return out, ({"normed": normed, "tssa_out": compressed, "out": out} if return_intermediates else {})
 

@@ -8,12 +8,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax.models.attention import attend
 from crate_jax.models.images import ImageClassifier, ImageConfig
-from crate_jax.models.layers import Dense, PatchProjection, layer_norm
+from crate_jax.models.layers import Dense, PatchProjection, gelu, layer_norm, split_heads
 from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads)
@@ -54,7 +53,7 @@ class MLP(nnx.Module):
         self.mlp_out = Dense((hidden,), (dim,), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=False))
+        return self.mlp_out(gelu(self.mlp_in(x)))
 
 
 class ViTBlock(nnx.Module):
@@ -72,11 +71,20 @@ class ViTBlock(nnx.Module):
         self.mlp = MLP(config.dim, config.mlp_ratio, **options)
 
     def __call__(
-        self, x: jax.Array, *, return_intermediates: bool = False
+        self,
+        x: jax.Array,
+        *,
+        return_intermediates: bool = False,
+        real: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.attention_norm(x)
-        query, key, value = jnp.moveaxis(self.qkv(normed), -3, 0)
-        attended = x + self.attention_output(attend(query, key, value, kernel=self.kernel))
+        query, key, value = split_heads(self.qkv(normed))
+        kernel = (
+            self.kernel if wanted is None else "xla"
+        )  # Few queries: there is little to gain and padding to lose.
+        mixed = attend(query[:, :wanted], key, value, real=real, kernel=kernel)
+        attended = x[:, :wanted] + self.attention_output(mixed)
         out = attended + self.mlp(self.mlp_norm(attended))
         return out, (
             {"normed": normed, "attention_out": attended, "out": out} if return_intermediates else {}

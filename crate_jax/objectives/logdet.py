@@ -31,7 +31,6 @@ HIGHEST = lax.Precision.HIGHEST
 # the gradient's below 40 · 2⁻²⁴ times its own. Cholesky twice: below 2⁻²⁴ and 0.02 · 2⁻²⁴ times them, where the bounds
 # are large.
 CHOLESKY = (50.0, 200.0)
-A_PRIORI = 100.0  # for a bound that is itself above CHOLESKY's
 TWICE = (300.0, 4e5)
 
 
@@ -149,7 +148,7 @@ def _relative(columns):
 
 
 def _cholesky(ratio, columns, weight):
-    """Value, X = S(D² + a SᵀS)⁻¹ where `ratio` asks for it, whether both can be trusted, and the factor."""
+    """Value, X = S(D² + a SᵀS)⁻¹ where `ratio` asks for it, whether both can be trusted, and the factor L with L⁻¹."""
     gram = _gram(columns, columns.s)
     unit = shift(jnp.ones_like(columns.k), -2 * columns.k)
     factor = lax.linalg.cholesky(gram + unit[..., None] * _eye(gram), symmetrize_input=False)
@@ -157,27 +156,37 @@ def _cholesky(ratio, columns, weight):
     # The pivots are D² + δ; δ is formed without D², so that tiny tokens keep their digits.
     logs = log1p(diagonal - jnp.sum(jnp.tril(factor, -1) ** 2, axis=-1), columns.k)
     value = _half_sum(logs, weight)
-    plain = 0.5 * jnp.sum(logs, axis=-1)
+    # Rounding changes A by about 2⁻²⁴ of its diagonal, hence logdet by that times Σ a_jj (A⁻¹)_jj, the variance inflation
+    # factors. (A⁻¹)_jj ≤ 1/D_j², which costs nothing to know; where that is not enough, L⁻¹ has them.
+    limit = CHOLESKY[0] * 0.5 * jnp.sum(logs, axis=-1)
+
+    def inflation(inverse):
+        return jnp.sum(diagonal * jnp.sum(inverse**2, axis=-2), axis=-1)
+
     if not ratio:
-        # Rounding changes A by about 2⁻²⁴ of its diagonal, hence logdet by that times Σ a_jj (A⁻¹)_jj, the variance
-        # inflation factors; and (A⁻¹)_jj ≤ 1/D_j², which costs nothing to know.
-        return value, None, jnp.sum(shift(diagonal, 2 * columns.k), axis=-1) <= A_PRIORI * plain, factor
+        simple = jnp.sum(shift(diagonal, 2 * columns.k), axis=-1) <= limit
+        inverse, trusted = lax.cond(
+            jnp.all(simple),
+            lambda: (jnp.zeros_like(factor), simple),
+            lambda: (inverse := _inverse(factor), simple | (inflation(inverse) <= limit)),
+        )
+        return value, None, trusted, (factor, inverse)
     inverse = _inverse(factor)
-    trusted = jnp.sum(diagonal * jnp.sum(inverse**2, axis=-2), axis=-1) <= CHOLESKY[0] * plain
+    trusted = inflation(inverse) <= limit
     solved = jnp.einsum("...ki,...kj->...ij", inverse, inverse, precision=HIGHEST)
     x = jnp.matmul(columns.s, solved, precision=HIGHEST)
     # X changes by X E A⁻¹, e_ij about 2⁻²⁴ of the root of a_ii a_jj.
     root, scale = jnp.sqrt(diagonal), _relative(columns)
     change = _norm(x * root[..., None, :]) * _norm(root[..., :, None] * solved * scale[..., None, :])
-    return value, x, trusted & (change <= CHOLESKY[1] * _norm(x * scale[..., None, :])), factor
+    return value, x, trusted & (change <= CHOLESKY[1] * _norm(x * scale[..., None, :])), (factor, inverse)
 
 
-def _cholesky_twice(ratio, columns, operands, factor):
+def _cholesky_twice(ratio, columns, operands, factors):
     """The same from Q = S L⁻ᵀ, whose columns are nearly orthonormal: a second factor mends the rounding of L.
 
     Q takes 31 bits: along what S sends to (almost) zero it is a small difference of large numbers.
     """
-    inverse = _inverse(factor)
+    factor, inverse = factors
     top = shift(_transpose(inverse), -columns.k[..., :, None])
     if operands.bases is None:
         body = sum(twofloat.product(columns.s, inverse))
@@ -257,10 +266,10 @@ def value_and_slope(ratio, operands, height=None):
             for a, b in zip(first, second, strict=True)
         )
 
-    value, x, trusted, factor = _cholesky(ratio, columns, weight)
+    value, x, trusted, factors = _cholesky(ratio, columns, weight)
 
     def otherwise():
-        value_twice, x_twice, mended = _cholesky_twice(ratio, columns, operands, factor)
+        value_twice, x_twice, mended = _cholesky_twice(ratio, columns, operands, factors)
         better = either(trusted, (value, x), (value_twice, x_twice))
         good = trusted | mended
 

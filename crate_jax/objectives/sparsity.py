@@ -199,13 +199,65 @@ def ista_step(z, dictionary, *, step_size, penalty, target=None, nonnegative=Tru
     else:
         z, dictionary, target = _codes(z, dictionary, target)
     if target is None and math.prod(z.shape[:-1]) >= z.shape[-1]:
-        d = dictionary.astype(jnp.float32)
-        descent = z @ (d - jnp.matmul(d.T, d, precision=HIGHEST)).astype(z.dtype)
+        # η goes into the matrix: ηzA would be another array of all tokens in the backward pass.
+        descent = z @ (step_size * _descent_matrix(dictionary.astype(jnp.float32), z.dtype)).astype(z.dtype)
     else:
         d = dictionary.astype(z.dtype)
-        descent = ((z if target is None else target.astype(z.dtype)) - z @ d.T) @ d
-    moved = z.astype(jnp.float32) + step_size * descent.astype(jnp.float32)
-    return soft_threshold(moved, step_size * penalty, nonnegative=nonnegative).astype(z.dtype)
+        residual = (z if target is None else target.astype(z.dtype)) - z @ d.T
+        descent = residual @ (step_size * dictionary).astype(z.dtype)
+    moved = z.astype(jnp.float32) + descent.astype(jnp.float32)
+    if nonnegative:
+        return _rectify(moved - step_size * penalty, z.dtype)
+    return soft_threshold(moved, step_size * penalty).astype(z.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _descent_matrix(d, dtype):
+    """D − DᵀD in fp32, for products of tokens in `dtype`."""
+    if dtype != jnp.bfloat16:
+        return d - jnp.matmul(d.T, d, precision=HIGHEST)
+    # DᵀD is symmetric, so that three bfloat16 products of a high and a low part are two; what is left out is 2⁻¹⁶ of it.
+    high = d.astype(dtype)
+    low = (d - high.astype(jnp.float32)).astype(dtype)
+    mixed = jnp.matmul(high.T, low, preferred_element_type=jnp.float32)
+    return d - (jnp.matmul(high.T, high, preferred_element_type=jnp.float32) + mixed + mixed.T)
+
+
+def _descent_matrix_forward(d, dtype):
+    return _descent_matrix(d, dtype), d
+
+
+def _descent_matrix_backward(dtype, d, grad):
+    """∂D = G − D (G + Gᵀ): one product, where automatic differentiation takes two."""
+    both = grad + grad.T
+    if dtype != jnp.bfloat16:
+        return (grad - jnp.matmul(d, both, precision=HIGHEST),)
+    return (grad - jnp.matmul(d.astype(dtype), both.astype(dtype), preferred_element_type=jnp.float32),)
+
+
+_descent_matrix.defvjp(_descent_matrix_forward, _descent_matrix_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _rectify(x, dtype):
+    return jnp.maximum(x, 0).astype(dtype)
+
+
+def _rectify_forward(x, dtype):
+    out = _rectify(x, dtype)
+    if dtype != jnp.float32:
+        # Left to itself XLA computes it again from z and the descent, two arrays, wherever it is used.
+        out = lax.optimization_barrier(out)
+    return out, out
+
+
+def _rectify_backward(dtype, out, grad):
+    """What is kept for it is the output, which the next layer keeps anyway."""
+    del dtype
+    return (jnp.where(out > 0, grad, 0).astype(jnp.float32),)
+
+
+_rectify.defvjp(_rectify_forward, _rectify_backward)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "nonnegative", "accelerated"))

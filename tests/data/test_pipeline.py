@@ -73,7 +73,7 @@ def test_iterate_gives_the_same_as_batch(start, num_threads, prefetch):
         Numbered(30),
         batch_size=8,
         seed=1,
-        augment=Augment(1.0, True),
+        augment=Augment(shift=1.0, flip=True),
         num_threads=num_threads,
         prefetch=prefetch,
     )

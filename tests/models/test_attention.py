@@ -14,10 +14,20 @@ from crate_jax.models.attention import attend, attend_cached, attend_shared
 
 # Odd lengths, and one token alone: (b, n, heads, p).
 SHAPES = [(2, 10, 3, 8), (3, 7, 1, 5), (2, 1, 2, 4)]
-OPTIONS = ["all", "causal", "mask", "lengths", "causal mask", "causal lengths", "mask lengths"]
+OPTIONS = [
+    "all",
+    "causal",
+    "mask",
+    "lengths",
+    "causal mask",
+    "causal lengths",
+    "mask lengths",
+    "real",
+    "causal real",
+]
 
 
-def reference(query, key, value, *, causal=False, mask=None, lengths=None, scale=None):
+def reference(query, key, value, *, causal=False, mask=None, lengths=None, real=None, scale=None):
     """softmax(s Q Kᵀ) V and its gradients for a given ∂O, written out in float64: a function of ∂O."""
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     (b, n, heads, p), m = q.shape, k.shape[1]
@@ -28,8 +38,10 @@ def reference(query, key, value, *, causal=False, mask=None, lengths=None, scale
     if mask is not None:
         allowed &= np.asarray(mask)
     if lengths is not None:
-        real = np.arange(n) < np.asarray(lengths)[:, None]
-        allowed &= real[:, None, None, :] & real[:, None, :, None]
+        present = np.arange(n) < np.asarray(lengths)[:, None]
+        allowed &= present[:, None, None, :] & present[:, None, :, None]
+    if real is not None:
+        allowed[..., real:] = False
     scores = np.where(allowed, scale * np.einsum("bihp,bjhp->bhij", q, k), -np.inf)
     with np.errstate(invalid="ignore"):
         weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -56,6 +68,8 @@ def options_for(name, shape):
         found["mask"] = mask.at[0, 0, n // 2].set(False)
     if "lengths" in name:
         found["lengths"] = jnp.arange(b) * n // 2  # The first example has no token at all.
+    if "real" in name:
+        found["real"] = max(n // 2, 1)
     return found
 
 
@@ -172,24 +186,29 @@ def test_what_does_not_fit_is_refused(call, message):
         call()
 
 
-SMALL = models.crate("tiny", depth=1, image_size=32)
+SMALL = models.crate("tiny", depth=2, image_size=32)
 
 
 def test_auto_is_decided_by_the_platform_and_models_hold_the_decision():
-    for platform, dtype in (
-        ("cpu", "float32"),
-        ("gpu", "bfloat16"),
-        ("cuda", "bfloat16"),
-        ("tpu", "bfloat16"),
+    for platform, dtype, kernel, scan in (
+        ("cpu", "float32", "xla", True),
+        ("gpu", "bfloat16", "cudnn", False),
+        ("cuda", "bfloat16", "cudnn", False),
+        ("tpu", "bfloat16", "xla", True),
     ):
         resolved = models.resolve(SMALL, platform)
-        assert resolved == dataclasses.replace(SMALL, dtype=dtype, attention_kernel="xla")
+        assert resolved == dataclasses.replace(SMALL, dtype=dtype, attention_kernel=kernel, scan=scan)
         assert models.create(SMALL, platform).resolved == resolved
         assert models.resolve(resolved, platform) == resolved
     model = models.create(SMALL)
     assert (model.config, model.resolved) == (SMALL, models.resolve(SMALL, jax.default_backend()))
     explicit = dataclasses.replace(SMALL, dtype="bfloat16")
     assert models.resolve(explicit, "cpu").dtype == "bfloat16"
+    # Where the platform's own kernel does not take the model, xla does.
+    for field, value in (("dtype", "float32"), ("head_dim", 60)):
+        assert models.resolve(dataclasses.replace(SMALL, **{field: value}), "gpu").attention_kernel == "xla"
+    assert models.resolve(dataclasses.replace(SMALL, depth=48), "gpu").scan
+    assert not models.resolve(dataclasses.replace(SMALL, scan=False), "cpu").scan
 
 
 def test_a_kernel_must_be_there_and_run_on_the_platform(monkeypatch):
@@ -207,9 +226,15 @@ def test_a_kernel_must_be_there_and_run_on_the_platform(monkeypatch):
     toy = dataclasses.replace(SMALL, attention_kernel="toy")
     with pytest.raises(InputError, match="found 'toy', which does not run on cpu; accepted there: auto, xla"):
         models.create(toy, "cpu")
+    for change in ({"dtype": "float32"}, {"head_dim": 60}):
+        refused = dataclasses.replace(SMALL, attention_kernel="cudnn", **change)
+        with pytest.raises(
+            InputError, match=r"'cudnn' for .* wide; accepted by it: bfloat16, and multiples of 8"
+        ):
+            models.create(refused, "gpu")
     model = models.create(dataclasses.replace(toy, dtype="float32"), "gpu")
     jax.eval_shape(model.apply, model.abstract_params, jnp.zeros((1, 32, 32, 3)))
-    assert calls == [{"causal": False, "mask": None, "lengths": None, "scale": 0.125}]
+    assert calls == [{"causal": False, "mask": None, "lengths": None, "real": None, "scale": 0.125}]
 
 
 @pytest.mark.parametrize("config", [models.tost("tiny"), models.crate("tiny", attention="linear")])

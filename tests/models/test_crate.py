@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from crate_jax import InputError, models, objectives, weights
+from crate_jax.models.stack import Stack
 from crate_jax.parallel.flops import matmul_flops
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "crate_official.npz"
@@ -85,8 +86,12 @@ def three_matmul_ista(z, dictionary, *, step_size, penalty):
     return jax.nn.relu(z + step_size * (z @ dictionary - dz @ dictionary) - step_size * penalty)
 
 
-def test_one_matmul_ista_saves_three_tenths_of_the_training_step(monkeypatch):
-    config = models.crate("tiny", scan=False, dtype="float32")
+@pytest.mark.parametrize("size", ["tiny", "base", "large"])
+def test_a_training_step_takes_two_thirds_of_the_released_matmul_flops(monkeypatch, size):
+    """Of losses and gradients at 16 images of 224 px. Saved: two of ISTA's three products a token, and all of the last layer
+    that the class token does not see. Not saved, because it does not depend on the tokens: D − DᵀD and its gradient.
+    """
+    config = models.crate(size, scan=False, dtype="float32")
     images = jax.ShapeDtypeStruct((16, 224, 224, 3), jnp.float32)
 
     def flops():
@@ -94,10 +99,12 @@ def test_one_matmul_ista_saves_three_tenths_of_the_training_step(monkeypatch):
         step = jax.value_and_grad(lambda p, x: model.apply(p, x)[0].mean())
         return matmul_flops(step, model.abstract_params, images)
 
-    one = flops()
+    ours, call = flops(), Stack.__call__
     monkeypatch.setattr(objectives, "ista_step", three_matmul_ista)
-    three = flops()
-    assert one / three <= 0.70
+    monkeypatch.setattr(
+        Stack, "__call__", lambda self, x, *, trace=False, wanted=None: call(self, x, trace=trace)
+    )
+    assert ours / flops() <= 0.66
 
 
 def test_ista_of_one_token_forms_no_matrix():
