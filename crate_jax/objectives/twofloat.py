@@ -194,21 +194,20 @@ def orthogonalise(hi, lo, a, k, least, within=None):
         v_j, v_j_lo, w_j, w_j_lo = (
             lax.dynamic_index_in_dim(x, j, -1, keepdims=False) for x in (v, v_lo, w, w_lo)
         )
-        gone = (step >= 2 * m) & (jnp.sum(w_j**2, axis=-1) <= 2.0**-72 * jnp.take(length, j, axis=-1))
+        gone = (step >= 2 * m) & (jnp.sum(w_j**2, axis=-1) <= 2.0**-72 * lax.dynamic_index_in_dim(length, j, -1, keepdims=False))
         depends |= gone[..., None] & (columns == j)
         w_j, w_j_lo = (jnp.where(gone[..., None], 0.0, x) for x in (w_j, w_j_lo))
-        w = jnp.where(depends[..., None, :], 0.0, w)
-        w_lo = jnp.where(depends[..., None, :], 0.0, w_lo)
         inner = _inner(rows * v_j, rows * v_j_lo, v, v_lo)
         inner = jnp.where(gone[..., None], inner, unit * inner + a * _inner(w_j, w_j_lo, w, w_lo))
         mixes = columns > j
         if within is not None:
             mixes &= lax.dynamic_index_in_dim(within, j, -1, keepdims=False)
         own = lax.dynamic_index_in_dim(inner, j, -1)
-        row = jnp.where(mixes & (own > 0), -inner / jnp.where(own > 0, own, 1.0), 0.0)
+        # A product with a column of length 0 is 0 too.
+        row = jnp.where(mixes, -inner / jnp.maximum(own, 1e-37), 0.0)
         return *_add_outer(v, v_lo, v_j, v_j_lo, row), *_add_outer(w, w_lo, w_j, w_j_lo, row), depends
 
     depends = zero[..., 0, :] > 0
     start = (zero + jnp.eye(m, dtype=jnp.float32), zero, hi, lo, depends)
     v, _, w, _, depends = lax.fori_loop(0, 3 * m, column, start)
-    return v, w, depends
+    return v, jnp.where(depends[..., None, :], 0.0, w), depends
