@@ -194,7 +194,9 @@ def orthogonalise(hi, lo, a, k, least, within=None):
         v_j, v_j_lo, w_j, w_j_lo = (
             lax.dynamic_index_in_dim(x, j, -1, keepdims=False) for x in (v, v_lo, w, w_lo)
         )
-        gone = (step >= 2 * m) & (jnp.sum(w_j**2, axis=-1) <= 2.0**-72 * lax.dynamic_index_in_dim(length, j, -1, keepdims=False))
+        gone = (step >= 2 * m) & (
+            jnp.sum(w_j**2, axis=-1) <= 2.0**-72 * lax.dynamic_index_in_dim(length, j, -1, keepdims=False)
+        )
         depends |= gone[..., None] & (columns == j)
         w_j, w_j_lo = (jnp.where(gone[..., None], 0.0, x) for x in (w_j, w_j_lo))
         inner = _inner(rows * v_j, rows * v_j_lo, v, v_lo)
