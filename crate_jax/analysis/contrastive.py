@@ -91,8 +91,8 @@ def contrastive_loss(logits: jax.Array, joint: jax.Array, *, loss: str) -> jax.A
     """The mean over all pairs that occurred, against pairs drawn independently, computed from their frequencies.
 
     nce: -Σ P(a, b) log σ(s_ab) - Σ P(a) P(b) log σ(-s_ab), as many negatives as positives; least at s = PMI.
-    infonce: -Σ P(a, b) (s_ab - log Σ_b' P(b') exp s_ab'), with every event as a negative in proportion to its frequency; least
-    at s = PMI + any function of a, thus at PMI + a constant for a symmetric s.
+    infonce: -Σ P(a, b) (s_ab - log Σ_b' P(b') exp s_ab'), with every event as a negative in proportion to its frequency;
+    least at s = PMI + any function of a, thus at PMI + a constant for a symmetric s.
 
     Args:
       logits: `[n, n]`, s.

@@ -1,4 +1,4 @@
-"""The ideal world measured: two observers learn what occurs near what, and come to the PMI of the events and to each other."""
+"""The ideal world, measured: two observers learn what occurs near what, and come to the PMI of the events."""
 
 import dataclasses
 from collections.abc import Callable
@@ -58,8 +58,8 @@ class Result:
       kernels: modality → `[n, n]`, what its observer learned.
       learned: modality → its kernel against the PMI.
       untrained: the same before training.
-      counted: modality → the PMI of its sequence's counts, which no model smoothed, against that of the world; pairs that never
-        occurred are left out.
+      counted: modality → the PMI of its sequence's counts, which no model smoothed, against that of the world; pairs that
+        never occurred are left out.
       modalities: the two observers' kernels against each other.
       shuffled: the correlations when the events of one are renamed, a list over the permutations.
       p: (1 + #{shuffled ≥ correlation})/(permutations + 1).
