@@ -2,11 +2,11 @@
 
     python -m crate_jax.study --config=configs/alignment.py:convergence --workdir=runs/convergence
 
-The study trains and probes 26 models, and compares their layers: alignment against accuracy, against transfer to printed
-letters, before and after training, with what chance gives (docs/alignment-worlds.md has the table and the verdict). The runs:
+The study trains and probes 26 models and compares their layers: alignment against accuracy, against transfer to printed
+letters, before and after training, with what chance gives. docs/alignment-worlds.md has the table and the verdict.
 
-    FAMILY-SIZE-SEED    crate and vit (classes of digits) and igpt (next pixels), sizes 16x2, 32x3 and 64x4 (width and layers),
-                        two seeds
+    FAMILY-SIZE-SEED    crate and vit (classes of digits) and igpt (next pixels), two seeds of each; sizes 16x2, 32x3 and
+                        64x4 are widths and layers
     FAMILY-few          32x3, ten labelled examples of each class
     FAMILY-undecayed    32x3 without weight decay, FAMILY-decayed with ten times as much: less and more regularisation
     igpt-joint          32x3, next pixels and classes: more tasks

@@ -78,11 +78,13 @@ class Learned(NamedTuple):
 
     Attributes:
       kernel: `[n, n]`, ⟨f_a, f_b⟩ - c.
+      initial: the same before the first step.
       features: `[n, d]`.
       loss: the last step's, in nats.
     """
 
     kernel: np.ndarray
+    initial: np.ndarray
     features: np.ndarray
     loss: float
 
@@ -127,8 +129,9 @@ def _fit(observer, loss, steps, key, joint, mask):
         updates, moments = optimizer.update(grads, moments)
         return (optax.apply_updates(params, updates), moments), value
 
-    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
-    return *kernel(params), losses[-1]
+    (last, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
+    (before, _), (after, features) = kernel(params), kernel(last)
+    return after, before, features, losses[-1]
 
 
 class Recipe(NamedTuple):
@@ -155,14 +158,9 @@ def learn(observer: Observer, counts: np.ndarray, recipe: Recipe, *, features: i
     one_of("loss", recipe.loss, LOSSES)
     mask = np.arange(_dim(observer)) < (features or _dim(observer))
     joint = jnp.asarray(counts / counts.sum(), jnp.float32)
-    kernel, found, loss = _fit(observer, recipe.loss, recipe.steps, jax.random.key(recipe.seed), joint, mask)
-    return Learned(np.asarray(kernel, float), np.asarray(found), float(loss))
-
-
-def untrained(observer: Observer, seed: int) -> np.ndarray:
-    """The kernel `[n, n]` with which `learn` starts, up to a constant."""
-    features = np.asarray(observer.features(observer.init(jax.random.key(seed))), float)
-    return features @ features.T
+    key = jax.random.key(recipe.seed)
+    kernel, initial, found, loss = _fit(observer, recipe.loss, recipe.steps, key, joint, mask)
+    return Learned(np.asarray(kernel, float), np.asarray(initial, float), np.asarray(found), float(loss))
 
 
 def _dim(observer: Observer) -> int:

@@ -42,8 +42,8 @@ def metric_mds(
         distances,
         n_components=dimensions,
         n_init=fits,
-        max_iter=300,
-        eps=1e-6,
+        max_iter=1000,
+        eps=1e-9,
         random_state=seed,
         normalized_stress=False,
     )

@@ -127,7 +127,7 @@ def experiment(settings: Settings, advance: Callable[[int], None] = lambda _: No
     def learn(name: str, part: float = 1.0, features: int | None = None, recipe: Recipe = recipe):
         events = seen[name][: max(2, round(part * settings.length))]
         counts = world.pair_counts(events, n, settings.window)
-        learned = contrastive.learn(observers[name], counts, recipe, features=features).kernel
+        learned = contrastive.learn(observers[name], counts, recipe, features=features)
         advance(1)
         return learned
 
@@ -135,13 +135,14 @@ def experiment(settings: Settings, advance: Callable[[int], None] = lambda _: No
         short = recipe._replace(steps=settings.curve_steps)
         found: dict[str, list[tuple[int, float]]] = {name: [] for name in (*MODALITIES, "both")}
         for place, value in values.items() if settings.curve_steps else ():
-            kernels = {name: learn(name, recipe=short, **{argument: value}) for name in MODALITIES}
+            kernels = {name: learn(name, recipe=short, **{argument: value}).kernel for name in MODALITIES}
             for name in MODALITIES:
                 found[name].append((place, contrastive.agreement(kernels[name], pmi).correlation))
             found["both"].append((place, contrastive.agreement(*kernels.values()).correlation))
         return found
 
-    kernels = {name: learn(name) for name in MODALITIES}
+    found = {name: learn(name) for name in MODALITIES}
+    kernels = {name: each.kernel for name, each in found.items()}
     both = contrastive.agreement(*kernels.values())
     shuffled = shuffle(*kernels.values(), permutations=settings.permutations, seed=settings.seed)
     counts = {name: world.pair_counts(events, n, settings.window) for name, events in seen.items()}
@@ -150,10 +151,7 @@ def experiment(settings: Settings, advance: Callable[[int], None] = lambda _: No
         least_eigenvalue=world.representable(pmi),
         kernels=kernels,
         learned={name: contrastive.agreement(kernel, pmi) for name, kernel in kernels.items()},
-        untrained={
-            name: contrastive.agreement(contrastive.untrained(observer, recipe.seed), pmi)
-            for name, observer in observers.items()
-        },
+        untrained={name: contrastive.agreement(each.initial, pmi) for name, each in found.items()},
         counted={name: _counted(each, pmi) for name, each in counts.items()},
         modalities=both,
         shuffled=shuffled,
