@@ -58,7 +58,7 @@ def igpt(size: str, *, task: str = "autoregressive", **changes) -> Config:
         task=task,
         batch_size=32,
         label_smoothing=0.0,
-        total=epochs(8),
+        total=epochs(6),
         data=DataConfig(name="digits"),
         optimizer=AdamW(lr=2e-3, weight_decay=0.1, b1=0.9, b2=0.95),
         **WATCH,

@@ -21,8 +21,9 @@ from crate_jax.runs.console import console, wide_table
 from crate_jax.runs.metrics import write_if_possible
 from crate_jax.settings import setting
 
-# Steps a channel of the sensitivity table: the paper does not say which grid it took.
+# Of the sensitivity table: the paper says neither which grid it took nor what it did about pairs that never occur.
 GRIDS = (3, 4, 5, 6, 8)
+PRIORS = (1.0, 0.1, 0.01)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,23 +60,31 @@ def main(argv: list[str]) -> None:
     images = color.read_images(flags.input, limit=flags.images, seed=flags.seed)
     pairs = cooccurrence.pixel_pairs(images, radius=flags.radius, count=flags.pairs, seed=flags.seed)
 
-    def pixels(grid: int) -> color.Measured:
+    def pixels(grid: int, prior: float) -> color.Measured:
         counts = cooccurrence.colour_counts(pairs, grid=grid, least=flags.least)
-        name = f"{len(images):,} images, grid {grid}"
-        return color.measure(color.from_counts(name, counts, prior=flags.prior), **work)
+        name = f"{len(images):,} images, grid {grid}, prior {prior:g}"
+        return color.measure(color.from_counts(name, counts, prior=prior), **work)
 
-    measured = [pixels(flags.grid), *(color.measure(each, **work) for each in language)]
+    chosen = flags.grid, flags.prior
+    found = {chosen: pixels(*chosen)}
+    measured = [found[chosen], *(color.measure(each, **work) for each in language)]
     wide_table(
         "Colours by co-occurrence, against perception", list(color.HEADERS), [m.cells() for m in measured]
     )
-    others = sensitivity(pixels, measured[0], flags.grid)
-    wide_table("The same for other grids", list(color.HEADERS), [m.cells() for m in others])
+    for other in [(grid, flags.prior) for grid in GRIDS] + [(flags.grid, prior) for prior in PRIORS]:
+        if other not in found:
+            try:
+                found[other] = pixels(*other)
+            except InputError as error:
+                console.print(f"left out: {error}", markup=False)
+    others = [found[key] for key in sorted(found)]
+    wide_table("The same for other grids and priors", list(color.HEADERS), [m.cells() for m in others])
     numbers = {
         "settings": {
             key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(flags).items()
         },
         "representations": [m.numbers() for m in measured],
-        "grids": [m.numbers() for m in others],
+        "sensitivity": [m.numbers() for m in others],
     }
     files = {"color.json": json.dumps(numbers, indent=1) + "\n", "color.png": color.picture(measured)}
     written = [
@@ -83,17 +92,6 @@ def main(argv: list[str]) -> None:
     ]
     if written:
         console.print(f"written: {', '.join(written)}", markup=False)
-
-
-def sensitivity(pixels, chosen: color.Measured, grid: int) -> list[color.Measured]:
-    """One row for each of GRIDS that leaves enough colours, and for the one that was chosen."""
-    rows = []
-    for other in sorted({*GRIDS, grid}):
-        try:
-            rows.append(chosen if other == grid else pixels(other))
-        except InputError as error:
-            console.print(f"grid {other}: {error}", markup=False)
-    return rows
 
 
 def read_text(path: Path) -> str:

@@ -120,15 +120,16 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     cv2.imwrite(str(images / "a.png"), gradient())
     text.write_text(" ".join(color.WORDS * 3))
     monkeypatch.setattr(command_module, "GRIDS", (3, 4))
+    monkeypatch.setattr(command_module, "PRIORS", (1.0,))
     argv = ["color", f"--input={images}", f"--text={text}", "--pairs=20000", "--fits=2", "--permutations=9"]
     command_module.main([*argv, f"--workdir={tmp_path / 'out'}"])
     numbers = json.loads((tmp_path / "out" / "color.json").read_text())
     assert numbers["settings"]["pairs"] == 20_000
     assert [each["representation"] for each in numbers["representations"]] == [
-        "1 images, grid 4",
+        "1 images, grid 4, prior 1",
         "text text.txt",
     ]
-    assert len(numbers["grids"]) == 2
+    assert len(numbers["sensitivity"]) == 2
     assert numbers["representations"][1]["colors"] == list(color.WORDS)
     assert (tmp_path / "out" / "color.png").read_bytes().startswith(b"\x89PNG")
     assert "ρ with ΔE" in capsys.readouterr().out
@@ -157,4 +158,4 @@ def test_the_default_sees_perception_in_two_photographs(tmp_path):
     numbers = json.loads((tmp_path / "color.json").read_text())
     assert numbers["representations"][0]["correlation"]["p"] == 0.001
     assert numbers["representations"][0]["correlation"]["value"] > 0.6
-    assert len(numbers["grids"]) == 5
+    assert len(numbers["sensitivity"]) == 7
