@@ -1,8 +1,8 @@
 """How alike two models represent the same samples: measures of alignment as pure functions; needs jax and nothing else.
 
 Features are `[n, d]`, one row per sample; two models' features have the same samples in the same order and any widths.
-Everything is computed in float32 with `Precision.HIGHEST`. Where libraries disagree about a measure, its `form` says whose it
-is: "paper", "platonic" (minyoungg/platonic-rep), "aristotelian" (mlbio-epfl/Aristotelian) or "resi" (mklabunde/resi).
+Everything is computed in float32 with `Precision.HIGHEST`. Where libraries disagree about a measure, its `form` says whose
+it is: "paper", "platonic" (minyoungg/platonic-rep), "aristotelian" (mlbio-epfl/Aristotelian) or "resi" (mklabunde/resi).
 """
 
 from crate_jax.alignment.cca import cca, pwcca, svcca

@@ -9,7 +9,7 @@ from jax import lax
 
 from crate_jax import InputError
 from crate_jax.alignment import arguments
-from crate_jax.alignment.kernels import DENSE, kernel_block, norm_of, rows_of
+from crate_jax.alignment.kernels import LARGEST, kernel_block, norm_of, rows_of
 from crate_jax.alignment.measure import Measure, reorder_both, reorder_rows
 from crate_jax.alignment.neighbors import unit_rows
 
@@ -100,8 +100,8 @@ def rsa(a, b, *, form, correlation="spearman", pairs=None, seed=0):
     Args:
       a, b: features of the same n samples, `[n, d_a]` and `[n, d_b]`.
       form: which distance in a model. "paper", "resi" (its class's default): 1 − the correlation of two samples' features.
-        "aristotelian": Euclidean. Aristotelian draws 8,192 pairs from PyTorch's global generator once there are more, without
-        a word; here all pairs count unless `pairs` is given.
+        "aristotelian": Euclidean. Aristotelian draws 8,192 pairs from PyTorch's global generator once there are more,
+        without a word; here all pairs count unless `pairs` is given.
       correlation: of the distances: "spearman" (ranks, ties share their mean rank) or "pearson".
       pairs: a number of pairs of different samples to draw, with replacement; needed beyond 4,096 samples.
       seed: of the draw.
@@ -137,9 +137,9 @@ def rsa_measure(form="paper", correlation="spearman"):
         return half + half.T
 
     def check(a, b):
-        if a.shape[0] > DENSE:
+        if a.shape[0] > LARGEST:
             raise InputError(
-                f"a, b: {a.shape[0]} rows were given; up to {DENSE} are accepted, more with pairs=NUMBER"
+                f"a, b: {a.shape[0]} rows were given; up to {LARGEST} are accepted, more with pairs=NUMBER"
             )
 
     return Measure(

@@ -15,8 +15,10 @@ from jax import lax
 from crate_jax.alignment.neighbors import partition
 
 KERNELS = ("linear", "rbf")
-# The most samples whose n × n matrix is kept (64 MiB); also those among which a median distance is sought.
-DENSE = 4096
+# Up to this many samples a measure keeps each layer's n × n matrix, 16 MiB at most.
+DENSE = 2048
+# The most samples of which all pairs are ranked or sorted.
+LARGEST = 4096
 
 
 class Products(NamedTuple):
@@ -75,7 +77,7 @@ def kernel_block(kernel, rows, start, count):
 
 def _over_blocks(n, block):
     """Stack what `block(start, count)` returns for all blocks of rows; what it computes is not kept for its gradient."""
-    count, blocks = partition(n)
+    count, blocks = partition(n, n)
     return lax.map(jax.checkpoint(lambda start: block(start, count)), jnp.arange(blocks) * count)
 
 
@@ -154,13 +156,13 @@ def _linear(a, b, unbiased):
 
 @functools.partial(jax.jit, static_argnames="whole")
 def median_distance(x, whole=False):
-    """The median Euclidean distance between two samples; of more than DENSE samples, among DENSE that are evenly spaced.
+    """The median Euclidean distance between two samples; of more than LARGEST samples, among LARGEST that are evenly spaced.
 
     whole: as Aristotelian has it, the lower median of all n² distances, zeros on the diagonal among them.
     """
     n = x.shape[0]
-    if n > DENSE:
-        x = x[jnp.arange(DENSE) * n // DENSE]
+    if n > LARGEST:
+        x = x[jnp.arange(LARGEST) * n // LARGEST]
     rows = rows_of(x)
     values, _ = kernel_block("distance", rows, 0, x.shape[0])
     if whole:

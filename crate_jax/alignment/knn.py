@@ -16,7 +16,7 @@ from crate_jax.alignment.measure import Measure, inverse
 from crate_jax.alignment.neighbors import SIMILARITIES, search
 
 
-def mutual_knn(a, b, k=10, *, similarity="cosine"):
+def mutual_knn(a, b, k=10, *, similarity="cosine", mesh=None, recall=None):
     """Share of the k nearest neighbours that a sample has in both models, averaged over samples.
 
     m = (1/n) Σ_i |S_a(i) ∩ S_b(i)| / k, where S(i) are the k nearest neighbours of sample i. By chance it is k/(n − 1).
@@ -25,7 +25,7 @@ def mutual_knn(a, b, k=10, *, similarity="cosine"):
     Args:
       a, b: features of the same n samples, `[n, d_a]` and `[n, d_b]`.
       k: number of neighbours.
-      similarity: "cosine", "inner" or "euclidean"; see `nearest_neighbors`.
+      similarity, mesh, recall: see `nearest_neighbors`.
     Returns:
       float32 scalar, 0 to 1.
     Raises:
@@ -38,7 +38,7 @@ def mutual_knn(a, b, k=10, *, similarity="cosine"):
     >>> float(mutual_knn(x, -2 * x, k=1, similarity="euclidean"))
     1.0
     """
-    return knn_measure("mutual_knn", k, similarity)(a, b)
+    return knn_measure("mutual_knn", k, similarity, mesh, recall)(a, b)
 
 
 def jaccard_knn(a, b, k=10, *, similarity="cosine"):
@@ -83,13 +83,13 @@ def edit_distance_knn(a, b, k=10, *, similarity="cosine"):
 
 
 @functools.cache
-def knn_measure(name, k=10, similarity="cosine"):
+def knn_measure(name, k=10, similarity="cosine", mesh=None, recall=None):
     """The measure on neighbour lists of that name; what it prepares is int32 `[n, k]`, most similar first."""
     arguments.one_of("similarity", similarity, SIMILARITIES)
     arguments.one_of("measure", name, tuple(_COMPARE))
     return Measure(
         name=f"{name}, k = {k}, {similarity}",
-        prepare=lambda x: search(x, k, similarity),
+        prepare=lambda x: search(x, k, similarity, mesh, recall),
         permute=reorder,
         compare=_COMPARE[name],
         check=lambda a, b: arguments.neighbor_count(k, a.shape[0]) and None,

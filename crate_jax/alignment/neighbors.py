@@ -13,7 +13,7 @@ SIMILARITIES = ("cosine", "inner", "euclidean")
 BLOCK = 2**24
 
 
-def nearest_neighbors(x, k=10, *, similarity="cosine", recall=None):
+def nearest_neighbors(x, k=10, *, similarity="cosine", mesh=None, recall=None):
     """For each sample, the k others that are most like it.
 
     Computed in float32 with `Precision.HIGHEST`, a block of rows at a time: memory is linear in n. Of samples that are
@@ -24,6 +24,7 @@ def nearest_neighbors(x, k=10, *, similarity="cosine", recall=None):
       k: number of neighbours, from 1 to n − 1.
       similarity: "cosine", "inner" (inner product of the rows as they are, as the code released with the platonic
         representation hypothesis has it) or "euclidean" (smallest distance).
+      mesh: a mesh over all of whose devices rows are spread; the rows that they are compared with travel round in a ring.
       recall: None: exact. A number below 1: on a TPU, `lax.approx_max_k` finds at least this fraction of the neighbours on
         average; other devices stay exact.
     Returns:
@@ -37,33 +38,68 @@ def nearest_neighbors(x, k=10, *, similarity="cosine", recall=None):
     """
     x = arguments.features("x", x)
     arguments.one_of("similarity", similarity, SIMILARITIES)
-    return search(x, arguments.neighbor_count(k, x.shape[0]), similarity, recall)
+    return search(x, arguments.neighbor_count(k, x.shape[0]), similarity, mesh, recall)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "similarity", "recall", "itself"))
-def search(x, k, similarity, recall=None, itself=False):
+@functools.partial(jax.jit, static_argnames=("k", "similarity", "mesh", "recall", "itself"))
+def search(x, k, similarity, mesh=None, recall=None, itself=False):
     """`nearest_neighbors` without checks; `itself`: whether a sample may be its own neighbour."""
-    n, d = x.shape
-    x, offset = comparable(x, similarity)
-    rows, blocks = partition(n)
-    queries = jnp.pad(x, ((0, blocks * rows - n), (0, 0))).reshape(blocks, rows, d)
-    starts = jnp.arange(blocks) * rows
+    n = x.shape[0]
+    y, offset = comparable(x, similarity)
+    devices = 1 if mesh is None else mesh.size
+    padding = -n % devices
+    y = jnp.pad(y, ((0, padding), (0, 0)))
+    # What pads the last shard is nobody's neighbour.
+    offset = jnp.pad(offset, (0, padding), constant_values=jnp.inf)
+    if mesh is None:
+        return among(y, y, offset, 0, k, 0, recall, itself)[1]
+    spread = jax.P(mesh.axis_names)
+
+    def ring(y, offset):
+        me, mine = lax.axis_index(mesh.axis_names), y.shape[0]
+
+        def turn(state, step):
+            keys, offset, values, lists = state
+            first = (me + step) % devices * mine
+            found = among(y, keys, offset, me * mine, min(k, mine), first, recall, itself)
+            values = jnp.concatenate([values, found[0]], axis=1)
+            lists = jnp.concatenate([lists, found[1]], axis=1)
+            values, places = lax.top_k(values, k)
+            lists = jnp.take_along_axis(lists, places, axis=1)
+            pairs = [((i + 1) % devices, i) for i in range(devices)]
+            keys, offset = (lax.ppermute(z, mesh.axis_names, pairs) for z in (keys, offset))
+            return (keys, offset, values, lists), None
+
+        empty = (y, offset, jnp.full((mine, k), -jnp.inf), jnp.zeros((mine, k), jnp.int32))
+        empty = lax.pcast(empty[2:], mesh.axis_names, to="varying")
+        return lax.scan(turn, (y, offset, *empty), jnp.arange(devices))[0][3]
+
+    return jax.shard_map(ring, mesh=mesh, in_specs=(spread, spread), out_specs=spread)(y, offset)[:n]
+
+
+def among(queries, keys, offset, first_query, k, first_key, recall, itself):
+    """(similarities, indices) `[m, k]` of the keys nearest to each query; the first of each have the given indices."""
+    m, n = queries.shape[0], keys.shape[0]
+    rows, blocks = partition(m, n)
+    padded = jnp.pad(queries, ((0, blocks * rows - m), (0, 0))).reshape(blocks, rows, -1)
 
     def block(arguments):
         query, start = arguments
-        scores = jnp.matmul(query, x.T, precision=lax.Precision.HIGHEST) - offset
+        scores = jnp.matmul(query, keys.T, precision=lax.Precision.HIGHEST) - offset
         if not itself:
-            own = start + lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+            own = start - first_key + lax.broadcasted_iota(jnp.int32, scores.shape, 0)
             scores = jnp.where(own == lax.broadcasted_iota(jnp.int32, scores.shape, 1), -jnp.inf, scores)
-        return largest(scores, k, recall)[1]
+        values, places = largest(scores, k, recall)
+        return values, places + first_key
 
-    return lax.map(block, (queries, starts)).reshape(-1, k)[:n]
+    values, places = lax.map(block, (padded, first_query + jnp.arange(blocks) * rows))
+    return values.reshape(-1, k)[:m], places.reshape(-1, k)[:m]
 
 
-def partition(n):
-    """(rows in a block, number of blocks) for going through an n × n array by blocks of rows, the last one padded."""
-    blocks = -(-n // max(1, BLOCK // n))
-    return -(-n // blocks), blocks
+def partition(m, n):
+    """(rows in a block, number of blocks) for going through an m × n array by blocks of rows, the last one padded."""
+    blocks = -(-m // max(1, BLOCK // n))
+    return -(-m // blocks), blocks
 
 
 def comparable(x, similarity):
