@@ -54,6 +54,22 @@ def transformer(config: Config) -> Config:
     return dataclasses.replace(config, model=models.IGPTConfig(**{**shared, "family": "igpt"}))
 
 
+def english() -> Config:
+    """A CRATE-GPT for short English texts, as large as one can be that two CPU cores train in half an hour."""
+    config = gpt()
+    model = models.CRATEGPTConfig(vocab_size=256, num_positions=256, dim=256, depth=4, heads=8, head_dim=32)
+    return dataclasses.replace(
+        config, model=model, total=steps(1500), data=DataConfig(name="text:data/english")
+    )
+
+
+def english_transformer() -> Config:
+    """Its twin of as many products a byte: CRATE's layer has 3 d² of them, a transformer's 12 d²."""
+    config = english()
+    model = models.IGPTConfig(vocab_size=256, num_positions=256, dim=128, depth=4, heads=4)
+    return dataclasses.replace(config, model=model)
+
+
 def openwebtext() -> Config:
     model = models.CRATEGPTConfig(vocab_size=256, num_positions=1024, dim=768, depth=12, heads=12)
     return Config(
@@ -84,6 +100,8 @@ def get_config(variant="gpt"):
             "bert": lambda: bert(gpt()),
             "transformer_gpt": lambda: transformer(gpt()),
             "transformer_bert": lambda: transformer(bert(gpt())),
+            "english": english,
+            "english_transformer": english_transformer,
             "openwebtext": openwebtext,
             "openwebtext_transformer": lambda: transformer(openwebtext()),
         },

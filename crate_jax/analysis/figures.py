@@ -83,6 +83,48 @@ def layerwise(initial: Measurement, trained: Measurement, *, title: str) -> byte
     return as_png(figure)
 
 
+def known_entropy(
+    steps: np.ndarray, excess: np.ndarray, floor: np.ndarray, answer: int, learned: float, *, title: str
+) -> bytes:
+    """The loss of each position in two parts, and the part that can be learned by training step.
+
+    Args:
+      steps: `[m]`, of the evaluations.
+      excess: `[m, n]`, the loss above the entropy at each of them, by position, in nats.
+      floor: `[n]`, that entropy.
+      answer: the position from which on curves are drawn.
+      learned: the excess below which a position counts as learned.
+      title: of the whole figure.
+    """
+    figure, (parts, curves) = plt.subplots(1, 2, figsize=(10, 3.8))
+    positions = np.arange(1, len(floor) + 1)
+    above = np.maximum(excess[-1], 0)
+    parts.bar(positions, floor, color=GREY, label="aleatoric: entropy of the data")
+    parts.bar(positions, above, bottom=floor, color=ORANGE, label="epistemic: loss above it")
+    parts.set_ylim(0, 1.3 * np.max(floor + above))
+    parts.set_xlabel("position")
+    parts.set_ylabel("test loss (nats)")
+    parts.set_title(f"At step {steps[-1]:,}: {np.mean(floor + excess[-1]):.4f} nats per token", fontsize=10)
+    shown = range(answer, len(floor))
+    for position, shade in zip(shown, plt.cm.viridis(np.linspace(0, 0.9, len(shown))), strict=True):
+        # Below a ten-thousandth of a nat there is nothing to see but noise.
+        curve = np.maximum(excess[:, position], 1e-4)
+        curves.plot(steps, curve, color=shade, marker="o", markersize=3, label=f"position {position + 1}")
+    curves.axhline(learned, color=GREY, linestyle=":", label="learned below this")
+    curves.set_yscale("log")
+    curves.set_xscale("log")
+    curves.set_xlabel("step")
+    curves.set_ylabel("loss above the entropy (nats)")
+    curves.set_title("When each position is learned", fontsize=10)
+    for axis in (parts, curves):
+        axis.spines[["top", "right"]].set_visible(False)
+    parts.legend(fontsize=8, frameon=False)
+    curves.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title)
+    figure.tight_layout()
+    return as_png(figure)
+
+
 def probe(networks: dict[str, Probe], pixels: Probe, *, title: str) -> bytes:
     """Test accuracy by layer of the linear probe and of the nearest neighbours, raw pixels as a line beside them.
 
