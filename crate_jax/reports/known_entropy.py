@@ -70,8 +70,9 @@ def make(trained: TrainedRun) -> SectionResult | None:
     )
     alt = (
         f"Left, the test loss of each position as a bar, its entropy below and the epistemic part above: together "
-        f"{final.mean():.4f} nats per {tokens.unit}, of which {floor:.4f} are entropy. Right, the epistemic part of each "
-        "position by training step: " + _in_words(learned, tokens.answer) + "."
+        f"{final.mean():.4f} nats per {tokens.unit}, of which {floor:.4f} are entropy. Middle, the mean of all positions "
+        "in the same two parts by training step. Right, the epistemic part of each position of the answer: "
+        f"{_in_words(learned, tokens.answer)}."
     )
     picture = figures.known_entropy(
         steps, excess, np.array(tokens.floor), tokens.answer or 0, LEARNED, title=trained.title
