@@ -13,6 +13,7 @@ from crate_jax.alignment.knn import cycle_knn, edit_distance_knn, jaccard_knn, l
 from crate_jax.alignment.measure import Measure
 from crate_jax.alignment.measures import MEASURES, measure
 from crate_jax.alignment.neighbors import nearest_neighbors
+from crate_jax.alignment.pmi import pmi_kernel
 
 __all__ = [
     "MEASURES",
@@ -29,6 +30,7 @@ __all__ = [
     "measure",
     "mutual_knn",
     "nearest_neighbors",
+    "pmi_kernel",
     "procrustes",
     "pwcca",
     "rsa",

@@ -15,7 +15,7 @@ from matplotlib.colors import XKCD_COLORS, to_rgb
 from scipy.spatial.distance import pdist, squareform
 
 from crate_jax import InputError
-from crate_jax.alignment.pmi import pmi_kernel
+from crate_jax.alignment import pmi_kernel
 from crate_jax.analysis import geometry
 from crate_jax.analysis.cooccurrence import Counts
 from crate_jax.analysis.figures import as_png

@@ -9,7 +9,7 @@ matplotlib.use("Agg")  # No display on a server; must be chosen before pyplot is
 import matplotlib.pyplot as plt
 import numpy as np
 
-from crate_jax.alignment.pmi import pmi_kernel
+from crate_jax.alignment import pmi_kernel
 from crate_jax.analysis import contrastive, world
 from crate_jax.analysis.contrastive import Agreement, Observer, Recipe
 from crate_jax.analysis.figures import BLUE, GREY, ORANGE, as_png

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax.alignment.pmi import pmi_kernel
+from crate_jax.alignment import pmi_kernel
 
 
 def test_independent_things_have_none():

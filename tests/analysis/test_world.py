@@ -12,7 +12,7 @@ from conftest import command, run
 
 from crate_jax import InputError
 from crate_jax import world as command_module
-from crate_jax.alignment.pmi import pmi_kernel
+from crate_jax.alignment import pmi_kernel
 from crate_jax.analysis import contrastive, ideal, world
 from crate_jax.analysis.contrastive import Recipe, agreement
 
