@@ -87,6 +87,7 @@ def test_the_loss_is_least_at_the_pmi(loss):
     joint = jnp.asarray(world.cooccurrence(WORLD, 2))
     pmi = pmi_kernel(joint)
 
+    @jax.jit
     def value(logits):
         return contrastive.contrastive_loss(logits, joint, loss=loss)
 
