@@ -56,11 +56,12 @@ def default_config(released: Released, colours: np.ndarray | None) -> Config:
             run_data.UNKNOWN, image_size=math.isqrt(model.num_positions), channels=1 if colours is None else 3
         )
         return Config(model=model, task="autoregressive" if model.causal else "bert", data=data)
+    imagenet = model.num_classes == 1000
     data = recipes.imagenet_data(
-        name=IMAGENET if model.num_classes == 1000 else run_data.UNKNOWN,
+        name=IMAGENET if imagenet else run_data.UNKNOWN,
         image_size=model.image_size,
         channels=model.channels,
-        eval_resize=round(model.image_size * 256 / 224),
+        eval_resize=round(model.image_size * 256 / 224) if imagenet else None,
         **({"mean": (0.5,), "std": (0.5,)} if model.channels == 1 else {}),
     )
     if released.family == "simdino":
