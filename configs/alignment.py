@@ -1,19 +1,19 @@
-"""Models of three families, three sizes and several tasks on the digits: do their representations converge?
+"""Models of three families and three sizes on the digits: do their representations converge?
 
     python -m crate_jax.study --config=configs/alignment.py:convergence --workdir=runs/convergence
+    python -m crate_jax.study --config=configs/alignment.py:pressures --workdir=runs/pressures
 
-The study trains and probes 26 models and compares their layers: alignment against accuracy, against transfer to printed
-letters, before and after training, with what chance gives. docs/alignment-worlds.md has the table and the verdict.
+Each study trains its models, ten seconds of processor time for most, and compares their layers: alignment against a
+linear probe, against transfer to printed letters, before and after training, with what chance gives.
+docs/alignment-worlds.md has the table and the verdict.
 
-    FAMILY-SIZE-SEED    crate and vit (classes of digits) and igpt (next pixels), two seeds of each; sizes 16x2, 32x3 and
-                        64x4 are widths and layers
-    FAMILY-few          32x3, ten labelled examples of each class
-    FAMILY-undecayed    32x3 without weight decay, FAMILY-decayed with ten times as much: less and more regularisation
-    igpt-joint          32x3, next pixels and classes: more tasks
-    igpt-masked         32x3, hidden pixels from all others
+    convergence   18 runs, FAMILY-SIZE-SEED: crate and vit (classes of digits) and igpt (next pixels), two seeds of each;
+                  sizes 16x2, 32x3 and 64x4 are widths and layers
+    pressures     8 runs of size 32x3: FAMILY-few (ten labelled examples of each class), FAMILY-undecayed and FAMILY-decayed
+                  (no weight decay, ten times as much), igpt-joint (next pixels and classes), igpt-masked (hidden pixels)
 
-The default of this file is one of them, crate-32x3-0; a minute on a CPU. Not the papers' models: the smallest
-has 7 thousand parameters, the largest 204 thousand, and every one sees 1,437 images.
+The default of this file is crate-32x3-0 of the first study, a minute on a CPU. These are not the papers' models: the
+smallest has two thousand parameters, the largest two hundred thousand, and every one sees 1,437 images.
 """
 
 import dataclasses
@@ -84,14 +84,9 @@ def decayed(family: str, factor: float) -> Config:
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, weight_decay=decay))
 
 
-def runs() -> dict:
-    """Name → what makes its configuration."""
-    found = {
-        f"{family}-{size}-{seed}": partial(make, size, seed=seed)
-        for family, make in FAMILIES.items()
-        for size in SIZES
-        for seed in range(2)
-    }
+def pressures() -> dict:
+    """Name → what makes its configuration: less data, other regularisation, more and other tasks."""
+    found = {}
     for family in ("crate", "vit"):
         found[f"{family}-few"] = partial(few, family)
         found[f"{family}-undecayed"] = partial(decayed, family, 0.0)
@@ -101,8 +96,17 @@ def runs() -> dict:
     return found
 
 
-# python -m crate_jax.study trains and probes every run.
-STUDIES = {"convergence": Study(runs(), analysis="crate_jax.analysis.convergence")}
+SIZES_AND_SEEDS = {
+    f"{family}-{size}-{seed}": partial(make, size, seed=seed)
+    for family, make in FAMILIES.items()
+    for size in SIZES
+    for seed in range(2)
+}
+# python -m crate_jax.study trains every run.
+STUDIES = {
+    "convergence": Study(SIZES_AND_SEEDS, analysis="crate_jax.analysis.convergence"),
+    "pressures": Study(pressures(), analysis="crate_jax.analysis.convergence"),
+}
 
 
 def get_config(variant="digits"):

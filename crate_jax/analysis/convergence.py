@@ -2,7 +2,7 @@
 
 Huh et al. 2024 (arXiv 2405.07987), section 2: the more able models are, the more their representations should agree. Here a
 model's ability is what a linear probe reads from its best layer, on the data it was trained on and on another set, and its
-alignment is its mean mutual k-nearest-neighbour score with the models of other families, each pair at its best two layers.
+alignment is its mean mutual k-nearest-neighbour score with the other families' models, each pair at its best two layers.
 As that score rises with the number of layers alone, the same is done with the samples of one model shuffled
 (arXiv 2602.14486), with untrained models, and with raw pixels.
 """
@@ -64,7 +64,7 @@ class Row:
     Attributes:
       name, family, num_params: of the run.
       probe: data set → test accuracy of the linear probe, on the layer that the validation images chose.
-      aligned: measure → mean over the models of other families of the score of the best pair of layers.
+      aligned: measure → mean over the other families, and over the models of each, of the score of the best two layers.
       untrained: the same among the networks that training started from.
       shuffled: the same for the trained ones with the samples of one model in another order.
       pixels, pixels_untrained: mutual k-NN of the best layer with the raw pixels.
@@ -223,9 +223,13 @@ def _best(each: Measure, first: Network, second: Network) -> float:
 
 
 def _across(table: np.ndarray, families: Sequence[str], i: int) -> float:
-    """The mean of a row over the models of other families; NaN where there is no other."""
-    others = [j for j, family in enumerate(families) if family != families[i]]
-    return float(table[i, others].mean()) if others else float("nan")
+    """The mean of a row over the other families, each the mean over its models; NaN where there is no other family."""
+    means = [
+        np.mean([table[i, j] for j, each in enumerate(families) if each == family])
+        for family in dict.fromkeys(families)
+        if family != families[i]
+    ]
+    return float(np.mean(means)) if means else float("nan")
 
 
 def _curves(

@@ -58,6 +58,9 @@ def test_a_models_alignment_is_its_mean_over_other_families(tables):
     assert convergence._across(scores, families, 0) == scores[0, 2]
     assert convergence._across(scores, families, 2) == pytest.approx(scores[2, :2].mean())
     assert np.isnan(convergence._across(scores, ["vit"] * 3, 0))
+    # A family counts once, however many models it has.
+    table = np.array([[1.0, 0.2, 0.4, 0.9], *np.zeros((3, 4))])
+    assert convergence._across(table, ["crate", "vit", "vit", "igpt"], 0) == pytest.approx((0.3 + 0.9) / 2)
 
 
 def rows(count=6):
@@ -98,7 +101,8 @@ def test_trends_of_models_in_order():
 def test_curves_are_of_the_largest_models(monkeypatch):
     monkeypatch.setattr(convergence, "SIZES", (20, 40, 10**6))
     monkeypatch.setattr(convergence, "PERMUTATIONS", 5)
-    those = networks()
+    those = [dataclasses.replace(each, features=each.features[-2:]) for each in networks()]
+    those[0] = networks()[0]  # All of two layers: one shape compiles.
     small = dataclasses.replace(those[0], features=those[0].features[::-1])
     curves = convergence._curves([small, *those], [small, *those], [1, 2, 2, 2])
     assert sorted(curves) == [1, 2, 3]
