@@ -23,11 +23,13 @@ from crate_jax.alignment.knn import cycle_knn, edit_distance_knn, jaccard_knn, l
 from crate_jax.alignment.measure import Measure
 from crate_jax.alignment.measures import MEASURES, measure
 from crate_jax.alignment.neighbors import nearest_neighbors
+from crate_jax.alignment.units import Matches, unit_matches
 
 __all__ = [
     "MEASURES",
     "Calibrated",
     "Comparison",
+    "Matches",
     "Measure",
     "calibrate",
     "cca",
@@ -53,4 +55,5 @@ __all__ = [
     "score_table",
     "shape_distance",
     "svcca",
+    "unit_matches",
 ]
