@@ -1,8 +1,8 @@
 """Layers of a transformer in integers, whose results are the same on every machine: exact in any order, on any device.
 
 A tensor of real numbers is int32 in fixed point: the number times 2^F, with F chosen when the model is quantised. Products
-are int8 × int8 → int32; a factor of 15 bits goes in as two of int8, x = 128·hi + lo. There is no 64-bit number. No sum
-overflows, whatever the input, because what goes into a product is cut to its width first:
+with kernels are int8 × int8 → int32; a factor of 15 bits goes in as two of int8, x = 128·hi + lo. There is no 64-bit number.
+No sum overflows, whatever the input, because what goes into a product is cut to its width first:
 
     =====================  ===========================================  ==========================
     value                  cut to, or bounded by                        by
@@ -100,6 +100,11 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return 128 * high + low
 
 
+def _sum(x: jax.Array) -> jax.Array:
+    """Over the last axis, which stays; in int32 where jax has 64 bits too."""
+    return jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.int32)
+
+
 def _bit_length(x: jax.Array) -> jax.Array:
     return 32 - jax.lax.clz(x)
 
@@ -110,11 +115,11 @@ def unit(x: jax.Array, roots: jax.Array, eps: jax.Array, *, centred: bool) -> ja
     """
     width = x.shape[-1]
     if centred:
-        x = x - (2 * jnp.sum(x, axis=-1, keepdims=True) + width) // (2 * width)
+        x = x - (2 * _sum(x) + width) // (2 * width)
     # The largest entry gets 14 bits, fewer if it is tiny.
     drop = jnp.maximum(_bit_length(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) - 14, -4)
     x = shifted(x, drop)
-    squares = jnp.sum(jnp.square((x + 8) >> 4), axis=-1, keepdims=True)
+    squares = _sum(jnp.square((x + 8) >> 4))
     squares = jnp.maximum(squares + (eps >> (2 * (drop + 4))), 1)
     # squares = v · 4^half with v in the table.
     half = (_bit_length(squares) - 15) >> 1
@@ -145,24 +150,25 @@ def attend(
     Returns:
       int32 `[b, h, p]`, the mean of the values with 7 more bits after the point.
     """
-    parts = jnp.stack(split(saturate(query, FACTOR_BITS)), axis=2)
-    high, low = jnp.split(_batched(parts, keys, 3), 2, axis=2)
-    scores = (128 * high + low)[:, :, 0]
+    scores = _row_by_matrix(saturate(query, FACTOR_BITS), keys, 3)
     seen = jnp.arange(keys.shape[2]) <= position
     top = jnp.max(jnp.where(seen, scores, jnp.iinfo(jnp.int32).min), axis=-1, keepdims=True)
     below = jnp.clip(scaled(jnp.where(seen, top - scores, 0), scale), 0, EXP_LENGTH - 1)
     weight = jnp.where(seen, weights[below].astype(jnp.int32), 0)
-    total = jnp.sum(weight, axis=-1)[:, :, None]
-    high, low = jnp.split(_batched(jnp.stack(split(weight), axis=2), values, 2), 2, axis=2)
-    mixed = (128 * high + low)[:, :, 0]
+    total = _sum(weight)
+    mixed = _row_by_matrix(weight, values, 2)
     whole = mixed // total
     return 128 * whole + 128 * (mixed - whole * total) // total
 
 
-def _batched(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
-    """a `[b, h, 2, k]` times b `[b, h, n, p]`, summed over `axis` of b."""
+def _row_by_matrix(row: jax.Array, cache: jax.Array, axis: int) -> jax.Array:
+    """A row `[b, h, k]` times a matrix for each example and head, summed over that axis of `[b, h, n, p]`.
+
+    In int32: the work is reading the cache, and a product of few rows gains nothing from int8.
+    """
     dimensions = (((3,), (axis,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.int32)
+    out = jax.lax.dot_general(row[:, :, None], cache.astype(jnp.int32), dimensions)
+    return out[:, :, 0]
 
 
 def frequencies(logits: jax.Array, symbols: jax.Array) -> jax.Array:
@@ -172,7 +178,7 @@ def frequencies(logits: jax.Array, symbols: jax.Array) -> jax.Array:
     """
     below = jnp.max(logits, axis=-1, keepdims=True) - logits
     weight = symbols[jnp.minimum(below, EXP_LENGTH - 1)]
-    total = jnp.sum(weight, axis=-1, keepdims=True)
+    total = _sum(weight)
     # weight · TOTAL / total, by the reciprocal of the 16 leading bits of the total.
     drop = _bit_length(total) - 16
     reciprocal = (jnp.uint32(1 << 31) // ((total >> drop) + 1).astype(jnp.uint32)).astype(jnp.int32)
@@ -182,6 +188,6 @@ def frequencies(logits: jax.Array, symbols: jax.Array) -> jax.Array:
 
 def complete(sizes: jax.Array) -> jax.Array:
     """The sizes `[b, v]` with what is missing to TOTAL given to the largest, or taken from it."""
-    missing = TOTAL - jnp.sum(sizes, axis=-1, keepdims=True)
+    missing = TOTAL - _sum(sizes)
     largest = jnp.argmax(sizes, axis=-1, keepdims=True)
     return sizes + jnp.where(jnp.arange(sizes.shape[-1]) == largest, missing, 0)

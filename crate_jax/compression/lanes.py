@@ -5,8 +5,8 @@ with the `context` symbols before it, which are known to both sides, and codes t
 loop over the same shapes, which is what makes their probabilities equal to the last bit in floating-point numbers too.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,7 @@ class Lanes:
         return jax.device_get(out)
 
 
+@functools.lru_cache(maxsize=8)
 def _compile(predictor: Predictor, count: int) -> Callable:
     """`window(params, given [b, n], known, stop, ends [b], reader, data)` → (tokens, starts, sizes `[b, n]`, reader).
 
@@ -102,7 +103,7 @@ def _compile(predictor: Predictor, count: int) -> Callable:
     What is given and what is read is decided by numbers, not by the program, so that both sides run the same one.
     """
 
-    @partial(jax.jit, static_argnames=())
+    @jax.jit
     def window(params, given, known, stop, ends, reader, data):
         decode = predictor.decoder(params)
 

@@ -84,7 +84,7 @@ def decode(
     Returns:
       `(symbol, start, size, reader)`, the first three int32 `[b]`.
     """
-    ends = jnp.cumsum(sizes, axis=-1)
+    ends = jnp.cumsum(sizes, axis=-1, dtype=jnp.int32)
     slot = (reader.state & jnp.uint32(TOTAL - 1)).astype(jnp.int32)
     read = jnp.sum(ends <= slot[:, None], axis=-1, dtype=jnp.int32)
     symbol = jnp.where(known, given, read)
