@@ -104,10 +104,11 @@ def _code(machine: Lanes, symbols: list[np.ndarray], stored: list[Chunk]) -> lis
         for payload, each, chunk in zip(payloads, symbols, stored, strict=True)
     ]
     # As the decoder will see it: without the chunks that are stored in another way.
-    found = machine.decode(payloads, [len(each) * bool(p) for each, p in zip(symbols, payloads, strict=True)])
+    lengths = [len(each) * bool(payload) for each, payload in zip(symbols, payloads, strict=True)]
+    found, whole = machine.decode(payloads, lengths)
     return [
-        payload if again is not None and np.array_equal(again, each) else b""
-        for payload, again, each in zip(payloads, found, symbols, strict=True)
+        payload if good and np.array_equal(again[: len(each)], each) else b""
+        for payload, again, good, each in zip(payloads, found, whole, symbols, strict=True)
     ]
 
 
@@ -139,20 +140,20 @@ def decode(
             f"--lanes: found {lanes}; accepted for a code in floating-point numbers: {header.lanes}, as it was encoded"
         )
     wanted = set(range(len(stored)) if chunks is None else chunks)
-    sizes, parts = header.sizes, {}
+    sizes, parts = header.sizes, dict[int, bytes | None]()
     lanes = lanes or header.lanes
     machine = Lanes(predictor, lanes, header.context)
     for group in _groups(header, len(stored), lanes):
         coded = [number in wanted and stored[number].kind == "model" for number in group]
-        # A chunk keeps its lane: floating-point results of equal numbers may differ between the rows of a batch.
-        payloads = [
-            stored[number].payload if code else b"" for number, code in zip(group, coded, strict=True)
-        ]
-        lengths = [sizes[number] // header.width * code for number, code in zip(group, coded, strict=True)]
-        found = machine.decode(payloads, lengths) if any(coded) else [None] * len(group)
-        for number, symbols in zip(group, found, strict=True):
-            if number in wanted and stored[number].kind == "model":
-                parts[number] = None if symbols is None else _bytes(symbols, header.width)
+        if any(coded):
+            # A chunk keeps its lane: floating-point results of equal numbers may differ between the rows of a batch.
+            pairs = list(zip(group, coded, strict=True))
+            payloads = [stored[number].payload if code else b"" for number, code in pairs]
+            lengths = [sizes[number] // header.width * code for number, code in pairs]
+            found, whole = machine.decode(payloads, lengths)
+            for number, code, symbols, length, good in zip(group, coded, found, lengths, whole, strict=True):
+                if code:
+                    parts[number] = _bytes(symbols[:length], header.width) if good else None
         advance(len(group))
     for number in wanted - parts.keys():
         parts[number] = _unpacked(stored[number])

@@ -12,7 +12,7 @@ No sum overflows, whatever the input, because what goes into a product is cut to
     product of d features  2^14 · Σ|w| < 2^31, w int8 of a column       checked when quantised
     norm: Σ x²             d · 2^20 ≤ 2^30                              d ≤ MAX_WIDTH
     norm: x / ‖x‖          2^27, with 26 bits after the point           Cauchy-Schwarz
-    scores                 p · 127 · 2^14 < 2^30                        p ≤ MAX_HEAD_DIM
+    scores                 p · 127 · 2^14 ≤ 2^30                        p ≤ MAX_HEAD_DIM
     weights of attention   2^14 − 1 each, their sum < 2^24              n ≤ MAX_POSITIONS
     weighted sum           127 · Σ weights < 2^31                       the same
     weights of symbols     2^20 each, their sum < 2^31                  v ≤ MAX_VOCAB
@@ -27,8 +27,8 @@ import numpy as np
 
 from crate_jax.compression.rans import PRECISION, TOTAL
 
-MAX_WIDTH = MAX_VOCAB = MAX_POSITIONS = 1023
-MAX_HEAD_DIM = 511
+MAX_WIDTH = MAX_VOCAB = MAX_POSITIONS = 1024
+MAX_HEAD_DIM = 512
 RESIDUAL_BITS = 19
 FACTOR_BITS = 14
 # exp(−u / STEPS) for u = 0 … EXP_LENGTH − 1: down to e^−16.

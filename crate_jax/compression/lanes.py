@@ -44,8 +44,11 @@ class Lanes:
             sizes[:, begin:end] = found[2][: len(given), coded]
         return starts, sizes
 
-    def decode(self, payloads: Sequence[bytes], lengths: Sequence[int]) -> list[np.ndarray | None]:
-        """The sequences, int32, from their code; None for one whose code does not end where it should: it is damaged."""
+    def decode(self, payloads: Sequence[bytes], lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The sequences from their code: (symbols int32 `[b, n]`, bool `[b]`: whether the code ends where it should).
+
+        One that does not is damaged, and its symbols are as good as drawn from the model.
+        """
         ends = np.array(lengths)
         tokens = np.zeros((len(payloads), ends.max(initial=0)), np.int32)
         reader, places = rans.open_lanes(list(payloads), self.count), np.full(len(payloads), rans.STATE_BYTES)
@@ -63,12 +66,11 @@ class Lanes:
             tokens[:, begin:end] = found[0][: len(payloads), begin - first : end - first]
             reader = found[3]
             places = places + np.asarray(reader.place)[: len(payloads)]
-        states = np.asarray(reader.state)
         whole = [
             state == rans.LOW and place == len(payload)
-            for state, place, payload in zip(states, places, payloads, strict=False)
+            for state, place, payload in zip(np.asarray(reader.state), places, payloads, strict=False)
         ]
-        return [row[:end] if good else None for row, end, good in zip(tokens, ends, whole, strict=True)]
+        return tokens, np.array(whole, bool)
 
     def _windows(self, length: int) -> list[tuple[int, int, int]]:
         """(first symbol seen, first symbol coded, end) of each window."""

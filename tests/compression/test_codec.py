@@ -20,16 +20,17 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def small_model(family: str, vocab_size: int = 256, **changes):
-    """A model with weights that are worth something: it thinks that a byte is near to the one before."""
+    """A model with an opinion: its head is large, so that what it draws takes about half of the bits."""
     shared = {"vocab_size": vocab_size, "num_positions": WINDOW, "dim": 16, "depth": 1, "heads": 2, **changes}
     config = models.IGPTConfig(**shared)
     if family == "crate_gpt":
         config = models.CRATEGPTConfig(**{**shared, "head_dim": 8})
     model = models.create(config)
-    params = model.init(jax.random.key(0))
-    angle = np.arange(vocab_size + 1)[:, None] / vocab_size * np.arange(1, 9) * 1.7
-    table = np.concatenate([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
-    return model, {**params, "token_embedding": table, "head": {"kernel": table[:-1].T}}
+    params = jax.jit(model.init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=params["token_embedding"].shape).astype(np.float32)
+    head = rng.normal(size=(16, vocab_size)).astype(np.float32)
+    return model, {**params, "token_embedding": table, "head": {"kernel": head}}
 
 
 def portable_of(model, params, context: int = CONTEXT):
@@ -47,10 +48,18 @@ def float_model():
     return Float(*small_model("crate_gpt"), CONTEXT)
 
 
-def walk(count: int, seed: int = 0, most: int = 256) -> bytes:
-    """Bytes that the models above know something about."""
-    steps = np.random.default_rng(seed).integers(-1, 2, count)
-    return (np.cumsum(steps) % most).astype(np.uint8).tobytes()
+@functools.lru_cache
+def drawn(predictor, count: int, seed: int = 0) -> bytes:
+    """The bytes of so many symbols that the model expects: those whose code is noise."""
+    noise = np.random.default_rng(seed).bytes(4 * count + 4)
+    symbols, _ = Lanes(predictor, 1, CONTEXT).decode([noise], [count])
+    return symbols[0].astype(np.uint8 if predictor.vocab_size <= 256 else "<u2").tobytes()
+
+
+@pytest.fixture(scope="module")
+def likely(integer_model) -> bytes:
+    """What the two models above expect."""
+    return drawn(integer_model, 2000)
 
 
 def logits_of(predictor, tokens: np.ndarray) -> np.ndarray:
@@ -78,34 +87,41 @@ def logits_of(predictor, tokens: np.ndarray) -> np.ndarray:
 )
 def test_integers_say_what_the_model_says(family, changes):
     model, params = small_model(family, **changes)
-    tokens = np.frombuffer(walk(4 * WINDOW), np.uint8).reshape(4, WINDOW).astype(np.int32)
+    tokens = np.random.default_rng(1).integers(0, 256, (4, WINDOW), dtype=np.int32)
     logits = np.asarray(jax.jit(model.apply)(params, tokens)[0], np.float64)
     exact = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     entropy = -(np.exp(exact) * exact).sum(-1).mean() / np.log(2)
-    assert entropy < 7.9
-    for predictor, most in ((Float(model, params, 0), 1e-5), (portable_of(model, params), 2e-3)):
+    assert 1 < entropy < 6
+    # At least one slot for each symbol takes them from the others.
+    rounding = 2 * 256 / rans.TOTAL
+    for predictor, most in (
+        (Float(model, params, 0), rounding),
+        (portable_of(model, params), 2e-3 * entropy),
+    ):
         excess = (np.exp(exact) * (exact / np.log(2) - logits_of(predictor, tokens))).sum(-1)
-        assert excess.mean() < most * entropy
+        assert excess.mean() < most
 
 
-def test_the_code_is_as_long_as_the_model_says():
+def test_the_code_is_as_long_as_the_model_says(likely):
     model, params = small_model("crate_gpt")
-    predictor, data = Float(model, params, CONTEXT), walk(2000)
+    predictor, data = Float(model, params, CONTEXT), likely
     encoded = codec.encode(data, predictor, chunk=1000, lanes=2)
     assert [kind for kind, _, _ in encoded.chunks] == ["model", "model"]
     # The parallel forward pass over the same windows.
+    log_probabilities = jax.jit(lambda *inputs: jax.nn.log_softmax(model.apply(*inputs)[0]))
     tokens, bits = np.frombuffer(data, np.uint8).reshape(2, 1000).astype(np.int32), 0.0
     for first, begin, end in Lanes(predictor, 2, CONTEXT)._windows(1000):
-        seen = np.asarray(jax.nn.log_softmax(model.apply(params, tokens[:, first:end])[0]))
+        seen = log_probabilities(params, tokens[:, first:end])
         chosen = np.take_along_axis(seen, tokens[:, first:end, None], -1)
         bits -= chosen[:, begin - first :].sum() / np.log(2)
     payload = sum(length for _, _, length in encoded.chunks)
     assert bits / 8 <= payload <= 1.005 * bits / 8 + 8 * 2
 
 
-@given(st.one_of(st.binary(max_size=70), st.integers(0, 60).map(walk)))
+@given(st.one_of(st.binary(max_size=70), st.integers(0, 70)))
 @settings(max_examples=40, deadline=None)
-def test_any_bytes_come_back(integer_model, data):
+def test_any_bytes_come_back(integer_model, likely, data):
+    data = likely[:data] if isinstance(data, int) else data
     encoded = codec.encode(data, integer_model, chunk=24, lanes=4).data
     assert codec.decode(encoded, integer_model) == data
 
@@ -115,16 +131,16 @@ def test_any_bytes_come_back(integer_model, data):
     "count",
     [0, 1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW - CONTEXT, 2 * WINDOW - CONTEXT + 1, 500],
 )
-def test_every_length_comes_back(numerics, count, request):
-    predictor, data = request.getfixturevalue(numerics), walk(count)
+def test_every_length_comes_back(numerics, count, likely, request):
+    predictor, data = request.getfixturevalue(numerics), likely[:count]
     encoded = codec.encode(data, predictor, chunk=200, lanes=4)
     assert codec.decode(encoded.data, predictor) == data
     if count == 500:
         assert [kind for kind, _, _ in encoded.chunks] == ["model"] * 3
 
 
-def test_integers_decode_in_any_number_of_lanes_and_chunk_by_chunk(integer_model):
-    data = walk(1000)
+def test_integers_decode_in_any_number_of_lanes_and_chunk_by_chunk(integer_model, likely):
+    data = likely[:1000]
     encoded = codec.encode(data, integer_model, chunk=150, lanes=4).data
     for lanes in (1, 8):
         assert codec.decode(encoded, integer_model, lanes=lanes) == data
@@ -134,8 +150,8 @@ def test_integers_decode_in_any_number_of_lanes_and_chunk_by_chunk(integer_model
     assert codec.decode(encoded, integer_model, chunks=[1, 2]) == data[150:450]
 
 
-def test_floats_keep_their_lanes(float_model):
-    data = walk(1000)
+def test_floats_keep_their_lanes(float_model, likely):
+    data = likely[:1000]
     encoded = codec.encode(data, float_model, chunk=150, lanes=4).data
     assert codec.decode(encoded, float_model, chunks=[5]) == data[750:900]
     with pytest.raises(
@@ -148,47 +164,46 @@ def test_what_the_model_cannot_code_is_stored():
     model, params = small_model("crate_gpt", vocab_size=17)
     predictor = portable_of(model, params)
     noise = np.random.default_rng(0).bytes(300)
-    data = walk(300, most=17) + noise + b"\x80" * 300
+    data = drawn(predictor, 300) + noise + b"\x80" * 300
     encoded = codec.encode(data, predictor, chunk=300, lanes=2)
     assert [kind for kind, _, _ in encoded.chunks] == ["model", "raw", "lzma"]
     assert codec.decode(encoded.data, predictor) == data
 
 
+@pytest.mark.slow
 def test_two_bytes_a_symbol():
     model, params = small_model("igpt", vocab_size=300)
     predictor = portable_of(model, params)
-    symbols = np.cumsum(np.random.default_rng(0).integers(-1, 2, 150)) % 300
-    data = symbols.astype("<u2").tobytes() + b"\x00"  # One byte is left over.
+    data = drawn(predictor, 150) + b"\x00"  # One byte is left over.
     encoded = codec.encode(data, predictor, chunk=300, lanes=1)
     assert [kind for kind, _, _ in encoded.chunks] == ["model", "raw"]
     assert codec.decode(encoded.data, predictor) == data
 
 
 @pytest.mark.parametrize("kind", ["npy", "ppm"])
-def test_pixels_begin_at_a_window(kind, tmp_path):
-    model, params = small_model("crate_gpt")
-    predictor = portable_of(model, params, context=0)
-    images = np.frombuffer(walk(4 * WINDOW), np.uint8).reshape(4, 4, 4)
+def test_pixels_begin_at_a_window(kind, integer_model, likely, tmp_path):
+    images = np.frombuffer(likely[: 4 * WINDOW], np.uint8).reshape(4, 4, 4)
     if kind == "npy":
         np.save(tmp_path / "images.npy", images)
         data, lead = (tmp_path / "images.npy").read_bytes(), 128
     else:
         front = b"P5\n# grey\n4 16\n255\n"
         data, lead = front + images.tobytes(), len(front)
-    encoded = codec.encode(data, predictor, chunk=20, lanes=2)
+    encoded = codec.encode(data, integer_model, chunk=20, lanes=2, context=0)
     assert container.read(encoded.data, "")[0].sizes == [lead, 2 * WINDOW, 2 * WINDOW]
-    assert codec.decode(encoded.data, predictor) == data
+    assert codec.decode(encoded.data, integer_model) == data
 
 
 def test_noise_hardly_grows(integer_model):
-    for size in (0, 1, 10**5):
+    for size in (0, 1, 4 * codec.MIN_CHUNK):
         data = np.random.default_rng(0).bytes(size)
-        encoded = codec.encode(data, integer_model, chunk=codec.MIN_CHUNK, lanes=1)
+        encoded = codec.encode(data, integer_model, chunk=codec.MIN_CHUNK, lanes=4)
         assert len(encoded.data) <= 1.001 * size + 512
 
 
-def test_a_flipped_byte_and_a_cut_file_are_refused(integer_model):
-    encoded = codec.encode(walk(150) + bytes(40) + b"\x01\x90", integer_model, chunk=64, lanes=2)
+def test_a_flipped_byte_and_a_cut_file_are_refused(integer_model, likely):
+    data = likely[:64] + bytes(64) + np.random.default_rng(0).bytes(64)
+    encoded = codec.encode(data, integer_model, chunk=64, lanes=4)
     assert {kind for kind, _, _ in encoded.chunks} == {"model", "lzma", "raw"}
     for place in range(len(encoded.data)):
         for flip in (1, 128):
@@ -202,9 +217,9 @@ def test_a_flipped_byte_and_a_cut_file_are_refused(integer_model):
         container.read(encoded.data + b"\0", "it")
 
 
-def test_a_wrong_code_with_right_sums_is_refused(integer_model):
+def test_a_wrong_code_with_right_sums_is_refused(integer_model, likely):
     """The last line of defence: the payload was changed and its CRC with it."""
-    data = walk(200)
+    data = likely[:200]
     header, chunks = container.read(codec.encode(data, integer_model, chunk=100, lanes=2).data, "")
     for payload in (chunks[0].payload[:-1], chunks[0].payload + b"\0", chunks[0].payload[::-1]):
         broken = container.write(header, [container.Chunk("model", payload), chunks[1]])
@@ -218,8 +233,8 @@ def test_a_wrong_code_with_right_sums_is_refused(integer_model):
         codec.decode(torn, integer_model)
 
 
-def test_the_wrong_model_is_named(integer_model, float_model):
-    encoded = codec.encode(walk(100), integer_model, lanes=1).data
+def test_the_wrong_model_is_named(integer_model, float_model, likely):
+    encoded = codec.encode(likely[:100], integer_model, lanes=1).data
     with pytest.raises(InputError, match=r"--model: found one with SHA-256 .* the model file with"):
         codec.decode(encoded, float_model, "x.crate")
     model, params = small_model("crate_gpt")
@@ -228,8 +243,8 @@ def test_the_wrong_model_is_named(integer_model, float_model):
     assert portable_of(model, other).digest != integer_model.digest
 
 
-def test_another_machine_is_named(float_model):
-    encoded = codec.encode(walk(100), float_model, lanes=1).data
+def test_another_machine_is_named(float_model, likely):
+    encoded = codec.encode(likely[:100], float_model, lanes=1).data
     elsewhere = Float(*small_model("crate_gpt"), CONTEXT)
     elsewhere.environment = json.dumps({**json.loads(float_model.environment), "jax": "0.0.1"})
     with pytest.raises(InputError, match=f"jax {jax.__version__} there, 0.0.1 here"):
@@ -251,7 +266,7 @@ def test_a_newer_format_is_named(integer_model):
         ({"ista": "unrolled"}, "model.ista: found 'unrolled'; accepted in integers: released, orthogonal"),
         ({"attention": "linear"}, "model.attention: found 'linear'"),
         ({"causal": False}, "accepted: a causal token model"),
-        ({"vocab_size": 1024}, "model.vocab_size: found 1024; accepted in integers: at most 1023"),
+        ({"vocab_size": 1025}, "model.vocab_size: found 1025; accepted in integers: at most 1024"),
     ],
 )
 def test_models_without_integers_are_named(changes, message):
