@@ -118,4 +118,10 @@ def test_the_default_configuration_reaches_its_accuracy(tmp_path, optimized):
     name = "released/subspace_rate/after_attention"
     last = {when: layers[when][name]["mean"][-1] for when in ("initial", "trained")}
     assert last["trained"] < last["initial"]
+    # What the README says of its first picture: MSSA raises R^c of the tokens and lowers the released metric.
+    change = {
+        form: layers["trained"][f"{form}/subspace_rate/change/attention"]["mean"]
+        for form in ("paper", "released")
+    }
+    assert min(change["paper"]) > 0 and max(change["released"]) < 0
     jax.clear_caches()

@@ -63,8 +63,16 @@ def _draw(axis, values, *, scale=1.0, band=True, **style) -> None:
         axis.fill_between(layers, mean - std, mean + std, color=style["color"], alpha=0.13, linewidth=0)
 
 
-def _legend(axis, **options) -> None:
-    axis.legend(fontsize=8.5, frameon=False, **options)
+def _legend(axis, ncols: int = 2) -> None:
+    """Below the panel, where it hides nothing."""
+    axis.legend(
+        fontsize=9,
+        frameon=False,
+        ncols=ncols,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.18),
+        handlelength=2.6,
+    )
 
 
 def draw_changes(axis, measured: Mapping[str, Measurement], form: str) -> None:
@@ -102,6 +110,20 @@ def changes(measured: Mapping[str, Measurement], form: str) -> bytes:
     return as_svg(figure)
 
 
+def _draw_points(axis, measured: Mapping[str, Measurement], name: str, steps: Sequence[str]) -> None:
+    """A reading at the points of a layer: trained in blue, untrained in grey with the same marks."""
+    words = dict(zip(POINTS, (f"before {steps[0]}", f"after {steps[0]}", f"after {steps[1]}"), strict=True))
+    for when, color in (("initial", GREY), ("trained", BLUE)):
+        for point in (point for point in POINTS if f"{name}/{point}" in measured[when]):
+            marker, line = MARKS[point]
+            label = words[point] if when == "trained" else None
+            values = measured[when][f"{name}/{point}"]
+            _draw(
+                axis, values, color=color, marker=marker, linestyle=line, band=when == "trained", label=label
+            )
+    axis.plot([], [], color=GREY, linewidth=2, label="untrained, same marks")
+
+
 def rates(measured: Mapping[str, Measurement], form: str, quantity: str, steps: Sequence[str]) -> bytes:
     """A rate at the points of a layer in the trained network, and in grey in the untrained one; R^c with random U too.
 
@@ -109,33 +131,15 @@ def rates(measured: Mapping[str, Measurement], form: str, quantity: str, steps: 
       measured: "trained" and "initial".
       steps: what the two halves of a layer are called.
     """
-    trained = measured["trained"]
-    points = [point for point in POINTS if f"{form}/{quantity}/{point}" in trained]
-    depth = len(trained[f"{form}/{quantity}/{points[0]}"]["mean"])
+    depth = len(next(iter(measured["trained"].values()))["mean"])
     unit = "" if quantity == "ratio" else " (nats)"
     figure, axis = _panel(f"{SYMBOLS[quantity]}: {label_of(form)}", SYMBOLS[quantity] + unit, depth)
-    words = dict(zip(POINTS, (f"before {steps[0]}", f"after {steps[0]}", f"after {steps[1]}"), strict=True))
-    for when, color in (("initial", GREY), ("trained", BLUE)):
-        for point in points:
-            marker, line = MARKS[point]
-            name = words[point] if when == "trained" else f"{words[point]}, untrained"
-            values = measured[when][f"{form}/{quantity}/{point}"]
-            _draw(
-                axis, values, color=color, marker=marker, linestyle=line, band=when == "trained", label=name
-            )
+    _draw_points(axis, measured, f"{form}/{quantity}", steps)
     if quantity == "subspace_rate":
-        values = trained[f"{form}/random_subspace_rate/after_attention"]
-        _draw(
-            axis,
-            values,
-            color=ORANGE,
-            marker="D",
-            linestyle=":",
-            band=False,
-            label=f"{words['after_attention']}, random U",
-        )
-    _legend(axis, ncols=1 + (len(axis.lines) > 4), handlelength=2.4)
-    axis.set_ylim(top=axis.get_ylim()[1] + 0.3 * np.diff(axis.get_ylim())[0])
+        values = measured["trained"][f"{form}/random_subspace_rate/after_attention"]
+        label = f"after {steps[0]}, random U"
+        _draw(axis, values, color=ORANGE, marker="D", linestyle=":", band=False, label=label)
+    _legend(axis)
     return as_svg(figure)
 
 
@@ -150,27 +154,16 @@ def sweep(trained: Measurement, form: str) -> bytes:
         values = trained[f"{label}/subspace_rate/change/attention"]
         name = f"ε² = {factor * forms.FORMS[form].eps_sq:g}"
         _draw(axis, values, scale=100, band=False, color=color, marker="o", label=name)
-    _legend(axis)
+    _legend(axis, ncols=3)
     return as_svg(figure)
 
 
 def statistic(measured: Mapping[str, Measurement], name: str, steps: Sequence[str]) -> bytes:
     """A statistic of the tokens at the points of a layer, trained and untrained."""
-    trained = measured["trained"]
-    points = [point for point in POINTS if f"{name}/{point}" in trained]
     title, ylabel = STATISTICS[name]
-    figure, axis = _panel(title, ylabel, len(trained[f"{name}/{points[0]}"]["mean"]))
-    words = dict(zip(POINTS, (f"before {steps[0]}", f"after {steps[0]}", f"after {steps[1]}"), strict=True))
-    for when, color in (("initial", GREY), ("trained", BLUE)):
-        for point in points:
-            marker, line = MARKS[point]
-            label = words[point] if when == "trained" else f"{words[point]}, untrained"
-            values = measured[when][f"{name}/{point}"]
-            _draw(
-                axis, values, color=color, marker=marker, linestyle=line, band=when == "trained", label=label
-            )
-    _legend(axis, ncols=2)
-    axis.set_ylim(top=axis.get_ylim()[1] + 0.35 * np.diff(axis.get_ylim())[0])
+    figure, axis = _panel(title, ylabel, len(next(iter(measured["trained"].values()))["mean"]))
+    _draw_points(axis, measured, name, steps)
+    _legend(axis)
     return as_svg(figure)
 
 
@@ -191,5 +184,5 @@ def over_training(lines: Sequence[Mapping[str, float]], before: str, after: str,
         )
     axis.set_xlabel("training step")
     if depth <= 12:
-        _legend(axis, ncols=1 + (depth > 6))
+        _legend(axis, ncols=3)
     return as_svg(figure)

@@ -1,5 +1,6 @@
 """The layer-wise measurement: against its definitions in float64, with padding, in constant memory, and cheap to run."""
 
+import json
 import tracemalloc
 from pathlib import Path
 
@@ -296,3 +297,14 @@ def test_what_leaves_a_layer_enters_the_next(family):
 def test_signs_in_words(change, words):
     measured = {"paper/subspace_rate/change/attention": {"mean": change}}
     assert layerwise.signs(measured, "paper") == words
+
+
+def test_the_readme_says_what_was_measured():
+    """Its sentences about the first picture are the signs of the numbers kept with it."""
+    root = Path(__file__).parents[2]
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    measured = json.loads((root / "docs" / "results" / "inside-digits.json").read_text())["values"]["trained"]
+    for form, where in (("paper", "ε² = 0.5) MSSA"), ("released", "ε² = 0.01) MSSA")):
+        assert f"{where} {layerwise.signs(measured, form)}." in readme
+    left, right = (layerwise.signs(measured, form, "random_subspace_rate") for form in ("paper", "released"))
+    assert f"(left MSSA {left}; right it {right})" in readme
