@@ -53,7 +53,11 @@ def main(argv: list[str]) -> None:
         "data": run.config.data.name,
         **{f"eval/{name}": value for name, value in values.items()},
     }
-    rows = {name: f"{value:.4f}" for name, value in values.items() if name != "count"}
+    rows = {
+        name: f"{value:.4f}"
+        for name, value in values.items()
+        if name != "count" and not name.startswith("position/")
+    }
     table(
         f"{run.workdir} at step {step} on {run.config.data.name}",
         {**rows, "examples": f"{values['count']:.0f}"},
@@ -61,7 +65,7 @@ def main(argv: list[str]) -> None:
     if layers is not None:
         wide_table(
             "layer by layer (mean ± standard deviation over examples)",
-            ["layer", *(name.replace("_", " ") for name in layers)],
+            ["layer", *(layerwise.READ[name] for name in layers)],
             [
                 [layer + 1, *(f"{v['mean'][layer]:.3f} ± {v['std'][layer]:.3f}" for v in layers.values())]
                 for layer in range(run.model.config.depth)

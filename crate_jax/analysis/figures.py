@@ -1,6 +1,7 @@
-"""Figures of what was measured. Each function returns the bytes of a PNG; the caller says where they go."""
+"""Figures of what was measured. Each function returns the bytes of a PNG or of an SVG; the caller says where they go."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -9,7 +10,6 @@ matplotlib.use("Agg")  # No display on a server; must be chosen before pyplot is
 import matplotlib.pyplot as plt
 import numpy as np
 
-from crate_jax.analysis.layerwise import Measurement
 from crate_jax.analysis.linear_probe import Probe
 
 # Colour-blind safe (Okabe and Ito).
@@ -24,9 +24,25 @@ def as_png(figure) -> bytes:
     return file.getvalue()
 
 
+def as_svg(figure) -> bytes:
+    """The figure as an SVG without a background, whose ink follows the reader's light or dark theme; it is closed.
+
+    The same figure gives the same bytes. Its text stays text, in the reader's sans-serif: write ε² and Rᶜ as characters.
+    """
+    file = io.StringIO()
+    options = {"svg.fonttype": "none", "svg.hashsalt": "crate_jax", "font.family": "sans-serif"}
+    with matplotlib.rc_context(options):
+        figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    text = re.sub(r"(?i)(?<=[:\s\"])(#000000|black)\b", "currentColor", file.getvalue())
+    # Text without a colour of its own is black too.
+    theme = "svg{color:#1a1d21;fill:currentColor}@media(prefers-color-scheme:dark){svg{color:#e6e9ed}}"
+    return text.replace("<defs>", f"<defs>\n  <style>{theme}</style>", 1).encode()
+
+
 def losses(lines: Sequence[Mapping[str, float]], *, title: str) -> bytes:
-    """The training loss, averaged between logs, and the test loss, by step; `lines` are those of `metrics.jsonl`."""
-    figure, axis = plt.subplots(figsize=(6, 3.8))
+    """An SVG of the training loss, averaged between logs, and the test loss, by step; `lines`: those of `metrics.jsonl`."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.4))
     for name, color, style in (("train", BLUE, {}), ("eval", ORANGE, {"marker": "o", "markersize": 5})):
         points = [(line["step"], line[f"{name}/loss"]) for line in lines if f"{name}/loss" in line]
         if points:
@@ -38,46 +54,59 @@ def losses(lines: Sequence[Mapping[str, float]], *, title: str) -> bytes:
     axis.set_title(title)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    return as_png(figure)
+    return as_svg(figure)
 
 
-def layerwise(initial: Measurement, trained: Measurement, *, title: str) -> bytes:
-    """R^c before and after MSSA, as the released code measures it, and the non-zero fraction after ISTA, by layer.
-
-    R^c is that of LayerNorm(Z) U_k with the tokens of every head at unit length and ε² = 0.01, not that of Z itself (see
-    `models.trace.readings`). Bands are one standard deviation over examples.
+def known_entropy(
+    steps: np.ndarray, excess: np.ndarray, floor: np.ndarray, answer: int, learned: float, *, title: str
+) -> bytes:
+    """The loss of each position in two parts, and the part that can be learned by training step.
 
     Args:
-      initial: the untrained network's readings.
-      trained: the trained network's.
+      steps: `[m]`, of the evaluations.
+      excess: `[m, n]`, the loss above the entropy at each of them, by position, in nats.
+      floor: `[n]`, that entropy.
+      answer: the position from which on each has a curve.
+      learned: the excess below which a position counts as learned.
       title: of the whole figure.
     """
-    figure, (rate, sparsity) = plt.subplots(1, 2, figsize=(10, 3.8))
-    layers = np.arange(1, len(trained["coding_rate"]["mean"]) + 1)
-
-    def line(axis, values, color, style, marker, label):
-        mean, std = np.asarray(values["mean"]), np.asarray(values["std"])
-        axis.plot(layers, mean, color=color, linestyle=style, marker=marker, markersize=5, label=label)
-        axis.fill_between(layers, mean - std, mean + std, color=color, alpha=0.12, linewidth=0)
-
-    for values, color, when in ((initial, GREY, "untrained"), (trained, BLUE, "trained")):
-        line(rate, values["coding_rate_before"], color, ":", "o", f"before MSSA, {when}")
-        line(rate, values["coding_rate"], color, "-", "s", f"after MSSA, {when}")
-    rate.set_ylabel("coding rate of normalised tokens (nats)")
-    rate.set_title(
-        "Released $R^c$ metric: heads of LayerNorm(Z),\ntokens at unit length, $\\epsilon^2$ = 0.01",
-        fontsize=10,
-    )
-    line(sparsity, initial["nonzero_fraction"], GREY, "-", "s", "after ISTA, untrained")
-    line(sparsity, trained["nonzero_fraction"], ORANGE, "-", "s", "after ISTA, trained")
-    sparsity.set_ylabel("fraction of non-zero entries")
-    sparsity.set_ylim(0, 1)
-    sparsity.set_title("Output of ISTA: share of entries\nthat are not zero", fontsize=10)
-    for axis in (rate, sparsity):
-        axis.set_xlabel("layer")
-        axis.set_xticks(layers)
+    figure, (parts, whole, curves) = plt.subplots(1, 3, figsize=(14, 3.8))
+    positions, mean = np.arange(1, len(floor) + 1), float(np.mean(floor))
+    first, last = (np.maximum(row, 0) for row in (excess[0], excess[-1]))
+    parts.bar(positions, floor, color=GREY, label="aleatoric: entropy of the data")
+    parts.bar(positions, last, bottom=floor, color=ORANGE, label=f"epistemic at step {steps[-1]:,}")
+    outline = {"fill": False, "edgecolor": BLUE, "linestyle": ":"}
+    parts.bar(positions, first, bottom=floor, label=f"epistemic at step {steps[0]:,}", **outline)
+    parts.set_ylim(0, 1.5 * np.max(floor + first))
+    parts.set_xticks(positions)
+    parts.tick_params(axis="x", labelsize=7)
+    parts.set_xlabel("position")
+    parts.set_ylabel("test loss (nats)")
+    parts.set_title("What each position costs", fontsize=10)
+    losses = mean + excess.mean(axis=1)
+    whole.fill_between(steps, 0, mean, color=GREY, alpha=0.6, linewidth=0, label=f"aleatoric: {mean:.4f}")
+    whole.fill_between(steps, mean, losses, color=ORANGE, alpha=0.6, linewidth=0, label="epistemic")
+    whole.plot(steps, losses, color=BLUE, label=f"test loss, {losses[-1]:.4f} at the end")
+    whole.set_ylim(0, 1.3 * losses.max())
+    whole.set_xlabel("step")
+    whole.set_ylabel("nats per token")
+    whole.set_title("Mean of all positions", fontsize=10)
+    shown = range(answer, len(floor))
+    for position, shade in zip(shown, plt.cm.viridis(np.linspace(0, 0.9, len(shown))), strict=True):
+        # Below a ten-thousandth of a nat there is nothing to see but noise.
+        curve = np.maximum(excess[:, position], 1e-4)
+        curves.plot(steps, curve, color=shade, marker="o", markersize=3, label=f"position {position + 1}")
+    curves.axhline(learned, color=GREY, linestyle=":", label="learned below this")
+    curves.set_yscale("log")
+    curves.set_xscale("log")
+    curves.set_xlabel("step")
+    curves.set_ylabel("epistemic part (nats)")
+    curves.set_title("When each position of the answer is learned", fontsize=10)
+    for axis in (parts, whole, curves):
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False)
+    parts.legend(fontsize=8, frameon=False)
+    whole.legend(fontsize=8, frameon=False)
+    curves.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title)
     figure.tight_layout()
     return as_png(figure)
