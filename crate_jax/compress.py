@@ -4,23 +4,27 @@
     python -m crate_jax.compress decode --input=README.md.crate --output=README.again
     python -m crate_jax.compress encode --input=digits.npy --model=runs/igpt
     python -m crate_jax.compress quantise --workdir=runs/text --output=text.npz
+    python -m crate_jax.compress estimate --workdir=runs/text
+    python -m crate_jax.compress joint --config=configs/text.py --first=stdlib --second=text:PATH
 
 --model is a run of a causal token model (float: decodes on the machine, with the versions and threads that encoded it), or
 the file that quantise made of one (portable: integers, decodes everywhere). docs/codec.md says what is in a file.
+estimate and joint write no bits, but count what learning costs; --help after the word explains them.
 """
 
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from crate_jax import InputError
+from crate_jax.analysis import estimates
 from crate_jax.compression import codec, container, portable, quantise
 from crate_jax.compression.predictors import Float, Predictor
 from crate_jax.data import files
 from crate_jax.runs import cli
 from crate_jax.runs.console import progress, table
+from crate_jax.runs.flags import asks_for_help
 from crate_jax.settings import REQUIRED, one_of, setting
 from crate_jax.training.checkpoint import LATEST
 from crate_jax.training.opening import Opened, open_run
@@ -192,26 +196,21 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-class Verb(NamedTuple):
-    """What the command can do: a function of the command line, and its flags."""
-
-    run: Callable[[list[str]], None]
-    flags: type[Any]
-
-
-VERBS = {
-    "encode": Verb(encode, EncodeFlags),
-    "decode": Verb(decode, DecodeFlags),
-    "quantise": Verb(quantise_run, QuantiseFlags),
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "encode": encode,
+    "decode": decode,
+    "quantise": quantise_run,
+    "estimate": estimates.estimate,
+    "joint": estimates.joint,
 }
 
 
 def main(argv: list[str]) -> None:
-    verb, rest = argv[1:2], [argv[0], *argv[2:]]
-    if not verb or verb[0].startswith("-"):
-        verb, rest = ["encode"], argv
-    one_of("compress", verb[0], VERBS)
-    VERBS[verb[0]].run(rest)
+    verb = argv[1] if len(argv) > 1 else ""
+    if verb.startswith("-") and asks_for_help(argv):
+        verb, argv = "encode", [argv[0], verb, *argv[1:]]
+    one_of("compress", verb, VERBS)
+    VERBS[verb]([argv[0], *argv[2:]])
 
 
 if __name__ == "__main__":
