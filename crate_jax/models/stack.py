@@ -15,7 +15,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from crate_jax.models.attention import KERNELS
 from crate_jax.models.config import ModelConfig
-from crate_jax.models.partition import constrain
+from crate_jax.models.partition import constrain, gather
 from crate_jax.settings import one_of
 
 # Named arrays of one block, see `crate_jax.models.trace` for the names.
@@ -115,7 +115,7 @@ class Stack(nnx.Module):
             return self._run(x, False, real, self.depth)[0][:, :length], None
         x, _ = self._run(x, False, real, self.depth - 1)
         graphdef, stacked = nnx.split(self.blocks)
-        last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
+        last = nnx.merge(graphdef, gather(jax.tree.map(lambda leaf: leaf[-1], stacked)))
         return last(_placed(x), real=real, wanted=wanted)[0], None
 
     def _run(self, x: jax.Array, trace: Trace, real: int | None, depth: int) -> tuple[jax.Array, Any]:
@@ -126,7 +126,7 @@ class Stack(nnx.Module):
             number, params = layer
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
-            block = nnx.merge(graphdef, params)
+            block = nnx.merge(graphdef, gather(params))
             part = {} if real is None else {"real": real}
             x, intermediates = block(_placed(x), return_intermediates=bool(trace), **part)
             intermediates = {**intermediates, "layer": number}
@@ -154,7 +154,7 @@ class Stack(nnx.Module):
         here, once for all tokens, because XLA does not move that out of a loop.
         """
         graphdef, stacked = nnx.split(self.blocks)
-        blocks = [cast(CausalBlock, nnx.merge(graphdef, params)) for params in self._layers(stacked)]
+        blocks = [cast(CausalBlock, nnx.merge(graphdef, gather(params))) for params in self._layers(stacked)]
 
         def decode(x, caches, position):
             updated = []
