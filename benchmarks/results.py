@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -121,7 +121,7 @@ def main() -> None:
     result = {
         "command": f"python -m benchmarks.results {flags.name} --seeds={flags.seeds}",
         "commit": git.stdout.strip() or None,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seeds,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": f"{platform.machine()}, {platform.system()}, CPU",
