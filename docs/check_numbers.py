@@ -30,7 +30,7 @@ UNREAD = re.compile(
 )
 NUMBER = re.compile(r"(?<![\w.,^])[-−+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+−]?\d+)?(?![\d\w^²³])")
 UNIT = (
-    r" ?(?:%|×|ms\b|µs\b|s\b|min\b|h\b|minutes|seconds|GiB|MiB|GB\b|MB\b|KB\b|kB\b|images/s|tokens/s|TFLOP/s|TB/s|"
+    r" ?(?:%|×(?! ?\d)|ms\b|µs\b|s\b|min\b|h\b|minutes|seconds|GiB|MiB|GB\b|MB\b|KB\b|kB\b|images/s|tokens/s|TFLOP/s|TB/s|"
     r"points\b|nats|bits|times\b)"
 )
 MEASURED = re.compile(NUMBER.pattern + UNIT)
