@@ -7,7 +7,8 @@ docs/results/NAME.json; `<!-- measured: nothing -->` that they define or configu
 those files, rounded to as many places as are printed. Elsewhere on a page nothing that looks measured (a number with a unit)
 may stand. Code, links, and tables that a script writes between `begin` and `end` comments are not read.
 
-A file of results is a JSON object with the keys of KEYS; its numbers are whatever lies under `values`.
+A file of results is a JSON object with the keys of KEYS; its numbers are whatever lies under `values`. A file with the key
+`source` was not written by a program: it says where its numbers were written down first.
 """
 
 import json
@@ -76,6 +77,10 @@ def agrees(printed: Decimal, value: Decimal) -> bool:
     )
 
 
+def exists(name: str) -> bool:
+    return name == "nothing" or (RESULTS / f"{name}.json").is_file()
+
+
 def load(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(), parse_float=Decimal)
 
@@ -87,6 +92,8 @@ def check(page: Path) -> list[str]:
         where = f"{page.name}:{number}"
         if names is None:
             wrong += [f"{where}: {found.group()!r} under no comment" for found in MEASURED.finditer(line)]
+        elif missing := [name for name in names.split(", ") if not exists(name)]:
+            wrong += [f"{where}: no file results/{name}.json" for name in missing]
         elif names != "nothing":
             known = [value for name in names.split(", ") for value in numbers(load(name)["values"])]
             for found in NUMBER.finditer(line):
