@@ -7,10 +7,10 @@ and cut in two where the normalised cut is smallest: at the mean of the eigenvec
 image; the connected part at the peak is its mask. Then these tokens are taken out and the next object is cut.
 
 Source: Wang et al., CutLER (arXiv 2301.11320), section 3.2; TokenCut (arXiv 2202.11539). Here the eigenvector comes from
-Lanczos iterations with products A x, so no n × n matrix is factorised. Two more deviations from the released code: the sign of
-the eigenvector, on which its rule for corners depends and which it leaves to LAPACK, is that of the peak; and the search ends
-with the first cut that is refused, which the released code makes again. Its masks are not refined by a conditional random
-field here.
+Lanczos iterations with products A x, so no n × n matrix is factorised. There are two more deviations from the released code.
+The sign of the eigenvector, on which its rule for corners depends and which it leaves to LAPACK, is that of the peak. The
+search ends with the first cut that is refused, which the released code makes again. Masks are not refined by a conditional
+random field.
 """
 
 from collections.abc import Iterator
@@ -63,8 +63,8 @@ def maskcut(
       threshold: τ, in [0, 1).
       objects: cuts at most.
     Returns:
-      the cuts in the order in which they were made, refused ones too. Empty where all tokens are alike or none are: then there
-      is nothing to cut.
+      the cuts in the order in which they were made, refused ones too. Empty where all tokens are alike or none are: there is
+      nothing to cut then.
     Raises:
       InputError: features that do not fit the grid or are not finite, fewer than three tokens, settings out of range.
     """
@@ -122,10 +122,10 @@ class _Alike:
 
 
 def _second_eigenvector(alike: _Alike, free: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """x and λ of the tokens when those that are not `free` are like none; None where all that are free are alike, or all apart.
+    """x and λ, where tokens that are not `free` are like no other; None where all free tokens are alike, or all apart.
 
-    With S = D^-½ A D^-½ the wanted x is D^-½ y, y the eigenvector of the second largest eigenvalue 1 − λ of S; the largest is 1,
-    of D^½ 1, which is subtracted.
+    With S = D^-½ A D^-½ the wanted x is D^-½ y, y the eigenvector of the second largest eigenvalue 1 − λ of S; the largest
+    is 1, of D^½ 1, which is subtracted.
     """
     n = len(free)
 

@@ -83,11 +83,13 @@ class CRATEBlock(nnx.Module):
         normed = self.mssa_norm(z)
         update = self.mssa(normed, real=real, wanted=wanted)
         compressed = self._join(z[:, :wanted], update)
-        sparse = self.ista(self.ista_norm(compressed))
+        ista_in = self.ista_norm(compressed)
+        sparse = self.ista(ista_in)
         if not return_intermediates:
             return sparse, {}
         seen = self.mssa.intermediates(z, normed, update, compressed, self.mssa_norm(compressed))
-        return sparse, {**seen, "ista_out": sparse, "out": sparse}
+        codes = {"ista_in": ista_in, "ista_out": sparse, "dictionary": self.ista.dictionary[...]}
+        return sparse, {**seen, **codes, "out": sparse}
 
     def decode(self, z: jax.Array, cache: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The block on one token `[b, d]`, given those before it (see `MSSA.decode`)."""
