@@ -52,7 +52,8 @@ def top_examples(
     """Streams over examples; memory does not grow with their number.
 
     Args:
-      batches: (`peak` `[b, m]`, `place` `[b, m]`, labels `[b]`) of examples in order, as `peak_reader` gives them for a layer.
+      batches: (`peak` `[b, m]`, `place` `[b, m]`, labels `[b]`) of examples in order, the first two as `peak_reader` gives
+        them for a layer.
       num_classes: labels are below it.
       top: images kept per atom.
     Raises:

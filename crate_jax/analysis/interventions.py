@@ -53,8 +53,8 @@ def logits_without_head(model: Model, layer: Any, head: Any) -> Callable[[Params
 def logits_without_atom(model: Model, layer: Any, atom: Any) -> Callable[[Params, jax.Array], jax.Array]:
     """`apply(params, inputs)`: the logits of an image classifier in which the code of one atom is zero for all tokens.
 
-    A CRATE's codes are the tokens that its layer gives, so one of their entries becomes zero; in a CRATE-α the atom's column of
-    the decoder does.
+    A CRATE's codes are the tokens that its layer gives, so one of their entries becomes zero; in a CRATE-α the atom's column
+    of the decoder does.
 
     Raises:
       InputError: a layer or atom that is not there, or a family whose atoms cannot be taken away.

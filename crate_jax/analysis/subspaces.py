@@ -18,8 +18,8 @@ class Subspaces(NamedTuple):
 
     Attributes:
       cosines: `[k, k, p]`, the cosines of the principal angles between each pair, the largest first.
-      overlap: `[k, k]`, the mean of the squared cosines, ‖Q_iᵀ Q_j‖²_F / p for orthonormal bases Q: 1 for the same subspace, 0
-        for orthogonal ones; p/d on average for random ones.
+      overlap: `[k, k]`, the mean of the squared cosines, ‖Q_iᵀ Q_j‖²_F / p for orthonormal bases Q: 1 for the same subspace,
+        0 for orthogonal ones; p/d on average for random ones.
       deviation: `[k]`, ‖c U_kᵀU_k − I‖_F / √p at the best scale c: 0 where the columns are orthogonal and equally long.
       joint_deviation: the same of all columns [U_1 … U_K] together, / √(k p); at least √(1 − d/(k p)) where k p > d.
       norms: `[k]`, ‖U_k‖_F.
@@ -106,10 +106,10 @@ def layer_reader(intermediates: Intermediates) -> dict[str, jax.Array]:
     - `energy` `[b, k]`: share of the energy of the normed tokens in each subspace, Σ_i ‖Q_kᵀ x_i‖² / Σ_i ‖x_i‖², Q_k an
       orthonormal basis of U_k, x = LN(z). p/d for tokens of no direction. Shares of subspaces that overlap may sum to more
       than 1.
-    - `sparsification_error` `[b]`: ‖X − s C Dᵀ‖_F / ‖X‖_F, how far the codes C = ISTA(X) of X = LN(Z½) are from giving it back
-      through their dictionary, at the best scale s of the example.
-    - `compression_error` `[b]`: ‖Z − (Z½ − MSSA(LN(Z½)))‖_F / ‖Z‖_F, how far MSSA subtracted is from undoing MSSA added, as
-      CRATE-MAE's decoder has it with parameters of its own.
+    - `sparsification_error` `[b]`: ‖X − s C Dᵀ‖_F / ‖X‖_F, how far the codes C = ISTA(X) of X = LN(Z½) are from giving X
+      back through their dictionary, at the best scale s of the example.
+    - `compression_error` `[b]`: ‖Z − (Z½ − MSSA(LN(Z½)))‖_F / ‖Z‖_F, how far MSSA subtracted is from undoing MSSA added:
+      CRATE-MAE's decoder does both, with parameters of its own. (Of another `update` than `skip`, solved for Z likewise.)
     - `compression_size` `[b]`: ‖Z − Z½‖_F / ‖Z‖_F, the same error if nothing is undone.
     """
     bases = intermediates["bases"].astype(jnp.float32)
@@ -119,13 +119,13 @@ def layer_reader(intermediates: Intermediates) -> dict[str, jax.Array]:
     x, codes = (intermediates[name].astype(jnp.float32) for name in ("ista_in", "ista_out"))
     back = codes @ intermediates["dictionary"].astype(jnp.float32).T
     scale = (back * x).sum((-2, -1), keepdims=True) / jnp.maximum(_squared(back), 1e-30)[:, None, None]
-    z, half, again = (
-        intermediates[name].astype(jnp.float32) for name in ("mssa_in", "mssa_out", "mssa_again")
+    z, half, undone = (
+        intermediates[name].astype(jnp.float32) for name in ("mssa_in", "mssa_out", "mssa_undone")
     )
     return {
         "energy": inside / jnp.maximum(_squared(intermediates["normed"].astype(jnp.float32)), 1e-30)[:, None],
         "sparsification_error": jnp.sqrt(_squared(x - scale * back) / _squared(x)),
-        "compression_error": jnp.sqrt(_squared(z - (half - again)) / _squared(z)),
+        "compression_error": jnp.sqrt(_squared(z - undone) / _squared(z)),
         "compression_size": jnp.sqrt(_squared(z - half) / _squared(z)),
     }
 

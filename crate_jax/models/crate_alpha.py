@@ -102,9 +102,10 @@ class CRATEAlphaBlock(nnx.Module):
         out = compressed + decoded
         if not return_intermediates:
             return out, {}
-        seen = self.mssa.intermediates(z, normed, update, compressed, self.mssa_norm(compressed))
+        after = self.mssa_norm(compressed)
+        seen = self.mssa.intermediates(z, normed, update, compressed, after)
         sparse = {"ista_in": odl_in, "ista_out": codes, "dictionary": self.odl.dictionary[...]}
-        return out, {**seen, **sparse, "out": out}
+        return out, {**seen, "mssa_undone": compressed - self.mssa(after), **sparse, "out": out}
 
 
 class CRATEAlpha(ImageClassifier):

@@ -142,7 +142,6 @@ class MSSA(nnx.Module):
             "bases": self.bases[...],
             "subspace_in": self.project(normed),
             "subspace_out": self.project(after),
-            "mssa_again": self(after),
         }
 
     def _coordinates(self, z: jax.Array) -> jax.Array:

@@ -4,8 +4,8 @@ The intermediates of every block hold `normed` `[b, n, d]`, its layer-normed inp
 a white-box block (see `crate.CRATEBlock`) also hold `mssa_in`, `mssa_update`, `mssa_out` and its output `out`, each
 `[b, n, d]`; `ista_in`, which ISTA takes, `[b, n, d]`, and `ista_out`, the sparse codes `[b, n, m]` (the output itself where
 the dictionary is complete); `dictionary` `[d, m]`; `subspace_in`, `subspace_out` `[b, k, n, p]`, the tokens before and after
-MSSA in the layer's own coordinates, U_kᵀ LN(z); `bases` `[k, d, p]`, which are U; `mssa_again` `[b, n, d]`, MSSA of the
-normed tokens after it. A ViT's hold `query` and `key` `[b, k, n, p]`.
+MSSA in the layer's own coordinates, U_kᵀ LN(z); `bases` `[k, d, p]`, which are U; `mssa_undone` `[b, n, d]`, the
+tokens after MSSA with its step taken back by the same MSSA of them. A ViT's hold `query` and `key` `[b, k, n, p]`.
 """
 
 import jax
