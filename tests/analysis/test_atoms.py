@@ -104,11 +104,11 @@ def test_an_atom_that_is_taken_away_is_zero_everywhere_and_the_layers_before_are
     _, whole = apply(params)
     see = partial(model.apply, trace=lambda seen: {"mssa_in": seen["mssa_in"]}, edit=edit)
     logits, without = jax.jit(see)(params, INPUTS)
-    np.testing.assert_allclose(without["mssa_in"][0], whole["mssa_in"][0])
+    np.testing.assert_allclose(without["mssa_in"][0], whole["mssa_in"][0], rtol=1e-5)
     expected = np.array(whole["out"][0])
     assert np.abs(expected[..., 5]).max() > 0
     expected[..., 5] = 0
-    np.testing.assert_allclose(without["mssa_in"][1], expected, rtol=1e-6)
+    np.testing.assert_allclose(without["mssa_in"][1], expected, rtol=1e-5, atol=1e-6)
     # Without a trace the last layer is computed for the class token alone.
     ablated = jax.jit(lambda layer: interventions.logits_without_atom(model, layer, 5)(params, INPUTS))
     np.testing.assert_allclose(ablated(0), logits, rtol=1e-4, atol=1e-6)
