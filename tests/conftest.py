@@ -36,8 +36,13 @@ WALL_CLOCK = (
 )
 
 
+# Sections of the report that take no time; the others have tests of their own.
+QUICK = "loss,layerwise,code_length,masked_prediction,reconstruction,probe,samples"
+
+
 def command(name: str, *flags: str, **config) -> list[str]:
     """The command line of a crate_jax command; `config` becomes --config.KEY=VALUE."""
+    flags = (*flags, f"--sections={QUICK}") if name == "train" else flags
     overrides = [f"--config.{key}={value}" for key, value in config.items()]
     return [sys.executable, "-m", f"crate_jax.{name}", *flags, *overrides]
 

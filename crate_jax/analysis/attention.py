@@ -25,16 +25,16 @@ def attention_reader(config: ImageConfig) -> Callable[[Intermediates], jax.Array
     Raises:
       InputError: a model that compares no tokens, or none of images.
     """
-    if not isinstance(config, ImageConfig) or config.family == "tost":
-        raise InputError(
-            f"attention of {config.family}: found no attention between the tokens of an image; accepted: crate, "
-            "crate_alpha, crate_mae, vit"
-        )
+    if not isinstance(config, ImageConfig):
+        raise _no_attention(config.family)
     softmax = config.has_attention
     has_class_token = config.pool == "class"
 
     def read(intermediates: Intermediates) -> jax.Array:
-        key = intermediates.get("key", intermediates.get("subspace_in")).astype(jnp.float32)
+        key = intermediates.get("key", intermediates.get("subspace_in"))
+        if key is None:
+            raise _no_attention(config.family)
+        key = key.astype(jnp.float32)
         query = intermediates.get("query", key).astype(jnp.float32)
         query = query[:, :, :1] if has_class_token else query
         scores = jnp.einsum("bkip,bkjp->bkij", query, key) * key.shape[-1] ** -0.5
@@ -42,6 +42,24 @@ def attention_reader(config: ImageConfig) -> Callable[[Intermediates], jax.Array
         return weights.mean(axis=-2)
 
     return read
+
+
+def _no_attention(family: str) -> InputError:
+    return InputError(
+        f"attention of {family}: found no attention between the tokens of an image; accepted: crate, crate_alpha, "
+        "crate_mae, vit"
+    )
+
+
+def compares_tokens(model: Model) -> bool:
+    """Whether `attention_maps` has something to show of a model."""
+    if not isinstance(model.config, ImageConfig):
+        return False
+    image = jax.ShapeDtypeStruct((1, *model.config.image_shape), jnp.float32)
+    _, seen = jax.eval_shape(
+        lambda params, x: model.apply(params, x, trace=True), model.abstract_params, image
+    )
+    return "key" in seen or "subspace_in" in seen
 
 
 def attention_maps(model: Model, params: Params, images: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 
 from crate_jax import models
 from crate_jax.analysis import overlays
-from crate_jax.analysis.attention import attention_maps, attention_reader
+from crate_jax.analysis.attention import attention_maps, attention_reader, compares_tokens
 from crate_jax.analysis.sheets import sheet
 from crate_jax.analysis.tokens import OUTLYING, norm_outliers, token_reader
 from crate_jax.parallel.sharding import replicated
@@ -22,7 +22,7 @@ MAX_HEADS = 8
 def make(trained: TrainedRun) -> SectionResult | None:
     """Maps and numbers; nothing for a model that compares no tokens of images."""
     config = trained.run.config.model
-    if not isinstance(config, models.ImageConfig) or config.family == "tost":
+    if not compares_tokens(trained.run.model):
         return None
     images, names, pictures = some_images(trained, MEASURED)
     shares, norms = _measure(trained, images)

@@ -6,6 +6,7 @@ import numpy as np
 
 from crate_jax import models
 from crate_jax.analysis import overlays
+from crate_jax.analysis.attention import compares_tokens
 from crate_jax.analysis.maskcut import KEPT, Cut, maskcut
 from crate_jax.analysis.sheets import sheet
 from crate_jax.analysis.tokens import JointPCA, joint_pca, token_reader
@@ -32,7 +33,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     if not isinstance(config, models.ImageConfig) or config.num_tokens < 4:
         return None
     images, names, pictures = some_images(trained, IMAGES)
-    kind = "tokens" if config.family == "tost" else "keys"
+    kind = "keys" if compares_tokens(trained.run.model) else "tokens"
     stride = stride_for(config)
     features = token_maps(trained, images, kind, stride)
     grid, flat = features.shape[1:3], features.reshape(len(images), -1, features.shape[-1])

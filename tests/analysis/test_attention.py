@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError, models
-from crate_jax.analysis.attention import at_shifts, attention_maps
+from crate_jax.analysis.attention import at_shifts, attention_maps, compares_tokens
 from crate_jax.models import cudnn
 from tests.models.test_cudnn import answer
 
@@ -103,9 +103,16 @@ def test_bad_input_is_one_line():
         InputError, match="stride: found 3; accepted: a divisor of the patch size 4, such as 2"
     ):
         at_shifts(lambda x: x, np.zeros((1, 8, 8, 1)), patch_size=4, stride=3)
-    for config in (models.ToSTConfig(**IMAGES), models.IGPTConfig(dim=16, depth=1, heads=2, num_positions=4)):
-        model = models.create(config)
-        with pytest.raises(
-            InputError, match=f"attention of {config.family}: found no attention between the tokens"
-        ):
-            attention_maps(model, {}, jnp.zeros((1, 16, 16, 3)))
+    tost = models.create(models.ToSTConfig(**IMAGES))
+    with pytest.raises(
+        InputError,
+        match="attention of tost: found no attention between the tokens of an image; accepted: crate,",
+    ):
+        jax.eval_shape(
+            lambda params: attention_maps(tost, params, jnp.zeros((1, 16, 16, 3))), tost.abstract_params
+        )
+    igpt = models.create(models.IGPTConfig(dim=16, depth=1, heads=2, num_positions=4))
+    with pytest.raises(InputError, match="attention of igpt: found no attention"):
+        attention_maps(igpt, {}, jnp.zeros((1, 16, 16, 3)))
+    assert not compares_tokens(tost) and not compares_tokens(igpt)
+    assert compares_tokens(models.create(CONFIGS["vit"])) and compares_tokens(models.create(CONFIGS["crate"]))
