@@ -37,7 +37,7 @@ WALL_CLOCK = (
 
 
 # Sections of the report that take no time; the others have tests of their own.
-QUICK = "loss,layerwise,code_length,masked_prediction,reconstruction,probe,samples"
+QUICK = "loss,layerwise,code_length,known_entropy,masked_prediction,reconstruction,probe,samples"
 
 
 def command(name: str, *flags: str, **config) -> list[str]:
