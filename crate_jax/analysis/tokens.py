@@ -29,7 +29,7 @@ def token_reader(kind: str = "tokens") -> Callable[[Intermediates], jax.Array]:
 
     def read(intermediates: Intermediates) -> jax.Array:
         if kind == "tokens":
-            return intermediates.get("out", intermediates.get("mlp_out")).astype(jnp.float32)
+            return intermediates["out"].astype(jnp.float32)
         key = intermediates.get("key", intermediates.get("subspace_in"))
         if key is None:
             raise InputError(

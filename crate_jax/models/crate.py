@@ -99,7 +99,8 @@ class CRATEBlock(nnx.Module):
         seen = self.mssa.intermediates(z, normed, update, compressed, after)
         undone = self._join(compressed, self.mssa(after), UNDONE)
         codes = {"ista_in": ista_in, "ista_out": sparse, "dictionary": self.ista.dictionary[...]}
-        return sparse, {**seen, "mssa_undone": undone, **codes, "out": sparse}
+        out = {"out": sparse, "out_normed": self.mssa_norm(sparse)}
+        return sparse, {**seen, "mssa_undone": undone, **codes, **out}
 
     def decode(self, z: jax.Array, cache: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The block on one token `[b, d]`, given those before it (see `MSSA.decode`)."""

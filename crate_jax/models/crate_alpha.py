@@ -104,8 +104,9 @@ class CRATEAlphaBlock(nnx.Module):
             return out, {}
         after = self.mssa_norm(compressed)
         seen = self.mssa.intermediates(z, normed, update, compressed, after)
+        seen["mssa_undone"] = compressed - self.mssa(after)
         sparse = {"ista_in": odl_in, "ista_out": codes, "dictionary": self.odl.dictionary[...]}
-        return out, {**seen, "mssa_undone": compressed - self.mssa(after), **sparse, "out": out}
+        return out, {**seen, **sparse, "out": out, "out_normed": self.mssa_norm(out)}
 
 
 class CRATEAlpha(ImageClassifier):

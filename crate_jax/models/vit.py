@@ -90,7 +90,8 @@ class ViTBlock(nnx.Module):
         if not return_intermediates:
             return out, {}
         heads_first = {"query": jnp.swapaxes(query, 1, 2), "key": jnp.swapaxes(key, 1, 2)}
-        return out, {"normed": normed, **heads_first, "attention_out": attended, "out": out}
+        stream = {"attention_in": x, "attention_out": attended, "out": out}
+        return out, {"normed": normed, **heads_first, **stream}
 
 
 class ViT(ImageClassifier):
