@@ -232,7 +232,8 @@ def _open(place: Place) -> socket.socket:
     try:
         return socket.create_server(("", place.host[1]), family=family, dualstack_ipv6=both, backlog=128)
     except (OSError, OverflowError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        errno = getattr(error, "errno", None)
+        reason = (os.strerror(errno) if errno else str(error)).lower()
     raise InputError(
         f"--coordinator: {place.address} cannot be opened on {socket.gethostname()} ({reason}); accepted: a port "
         "that is free there"
