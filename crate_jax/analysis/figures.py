@@ -1,6 +1,7 @@
 """Figures of what was measured. Each function returns the bytes of a PNG; the caller says where they go."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -22,6 +23,22 @@ def as_png(figure) -> bytes:
     figure.savefig(file, format="png", dpi=144, bbox_inches="tight")
     plt.close(figure)
     return file.getvalue()
+
+
+def as_svg(figure) -> bytes:
+    """The figure as an SVG without a background, whose ink follows the reader's light or dark theme; it is closed.
+
+    The same figure gives the same bytes. Its text stays text, in the reader's sans-serif: write ε² and Rᶜ as characters.
+    """
+    file = io.StringIO()
+    options = {"svg.fonttype": "none", "svg.hashsalt": "crate_jax", "font.family": "sans-serif"}
+    with matplotlib.rc_context(options):
+        figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    text = re.sub(r"(?i)(?<=[:\s\"])(#000000|black)\b", "currentColor", file.getvalue())
+    # Text without a colour of its own is black too.
+    theme = "svg{color:#1a1d21;fill:currentColor}@media(prefers-color-scheme:dark){svg{color:#e6e9ed}}"
+    return text.replace("<defs>", f"<defs>\n  <style>{theme}</style>", 1).encode()
 
 
 def losses(lines: Sequence[Mapping[str, float]], *, title: str) -> bytes:

@@ -120,17 +120,32 @@ def _read(path: str) -> transforms.Encoded:
         raise InputError(f"{path}: unreadable image ({error.strerror})") from error
 
 
+def unlabelled(path: Path) -> Source:
+    """The images of a folder and of the folders in it, in the order of their names, with the label −1.
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+    files = _image_files(path)
+    return _Files([str(file) for file in files], np.full(len(files), -1, np.int32))
+
+
 def read_images(path: Path, *, limit: int, size: int, channels: int) -> np.ndarray:
     """An image file, or the first images of a folder and the folders in it, as uint8 [n, size, size, channels].
 
     Raises:
         InputError: nothing there, no image in the folder, or an unreadable one.
     """
+    files = _image_files(path)[:limit]
+    return np.stack([transforms.fit(_read(str(file)), size=size, channels=channels) for file in files])
+
+
+def _image_files(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"no file or folder {path}; accepted: an image, or a folder of images")
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)[:limit]
-        if not files:
-            raise InputError(f"folder {path} holds no images; accepted: {', '.join(IMAGE_SUFFIXES)}")
-    return np.stack([transforms.fit(_read(str(file)), size=size, channels=channels) for file in files])
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InputError(f"folder {path} holds no images; accepted: {', '.join(IMAGE_SUFFIXES)}")
+    return files

@@ -4,7 +4,7 @@
 """
 
 from crate_jax.reports import code_length, earlier, layerwise, loss, masked_prediction, reconstruction
-from crate_jax.reports.base import Figure, Section, SectionResult, Table, TrainedRun
+from crate_jax.reports.base import Figure, Gallery, Section, SectionResult, Table, TrainedRun
 
 # In the order of the page. A new section is its file and one row here; its name is that of its JSON file.
 SECTIONS: dict[str, Section] = {
@@ -17,4 +17,4 @@ SECTIONS: dict[str, Section] = {
     "samples": Section(earlier.samples),
 }
 
-__all__ = ["SECTIONS", "Figure", "Section", "SectionResult", "Table", "TrainedRun"]
+__all__ = ["SECTIONS", "Figure", "Gallery", "Section", "SectionResult", "Table", "TrainedRun"]

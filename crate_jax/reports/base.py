@@ -1,10 +1,12 @@
 """What a section of a report is, and what it is made from."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from crate_jax import InputError
+from crate_jax.data import subset
 from crate_jax.data.sources import Source
 from crate_jax.models import Params
 from crate_jax.training.building import Run
@@ -19,12 +21,14 @@ class TrainedRun:
       params: the parameters that evaluation uses, split over the run's mesh.
       step: the training step that they are of.
       lines: those of `metrics.jsonl`; empty for a run that was not trained here.
+      images: a folder of images to look at in place of the run's own; None: its test split.
     """
 
     run: Run
     params: Params
     step: int
     lines: Sequence[dict[str, Any]]
+    images: Path | None = None
 
     @property
     def title(self) -> str:
@@ -36,6 +40,21 @@ class TrainedRun:
         """The newest line up to this step that has a test loss: its `step`, values `eval/…`; empty where there is none."""
         lines = (line for line in reversed(self.lines) if "eval/loss" in line and line["step"] <= self.step)
         return next(lines, {})
+
+    def examples(self, count: int) -> Source:
+        """At most `count` examples to look at, spread evenly: of the folder `images` if one was given, else of the test
+        split. They are as the model takes them; images of a folder have the label −1.
+
+        Raises:
+          InputError: the data are missing, or a folder that holds no images.
+        """
+        data = self.run.data
+        return subset.spread(data.source("test") if self.images is None else data.images(self.images), count)
+
+    @property
+    def examples_are(self) -> str:
+        """What `examples` are, in words: "test examples" or "images of FOLDER"."""
+        return "test examples" if self.images is None else f"images of {self.images}"
 
     def test_source(self) -> Source:
         """The test examples that `last_evaluation` was of.
@@ -61,11 +80,33 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A picture: its file under `report/`, the bytes of a PNG, and what it shows, in words, for who cannot see it."""
+    """A picture.
+
+    Attributes:
+      file: its name under `report/`, ending in `.svg` (drawings, see `analysis.figures.as_svg`) or `.png` (images).
+      image: the bytes of that file.
+      alt: what it shows, in words, for those who cannot see it.
+      caption: a sentence under the picture; may be empty.
+    """
 
     file: str
-    png: bytes
+    image: bytes
     alt: str
+    caption: str = ""
+
+
+class Gallery(NamedTuple):
+    """Pictures of which the page shows one at a time, chosen with a slider for each axis.
+
+    Attributes:
+      title: what is stepped through.
+      axes: name of an axis → its values, such as `{"image": [1, 2, 3], "layer": [1, 2]}`.
+      figures: one for each combination of values, the last axis changing fastest.
+    """
+
+    title: str
+    axes: Mapping[str, Sequence[object]]
+    figures: Sequence[Figure]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +119,7 @@ class SectionResult:
       values: the numbers, for programs; written to `report/NAME.json` where `NAME` is the section's. None: no such file.
       tables: the same numbers for people.
       figures: written to `report/`.
+      galleries: figures to step through, written to `report/` too.
       note: a few words for the last table that a training run prints; None: the names of the files.
     """
 
@@ -86,6 +128,7 @@ class SectionResult:
     values: dict[str, Any] | None = None
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
+    galleries: Sequence[Gallery] = ()
     note: str | None = None
 
 

@@ -27,7 +27,8 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
 
     def source(file: str) -> str:
         """A picture as a URL that holds it."""
-        return "data:image/png;base64," + base64.b64encode((folder / file).read_bytes()).decode()
+        kind = {".png": "png", ".svg": "svg+xml"}[Path(file).suffix]
+        return f"data:image/{kind};base64," + base64.b64encode((folder / file).read_bytes()).decode()
 
     config = json.dumps(report["run"]["config"], indent=2)
     return TEMPLATES.get_template("report.html").render(**report, config=config, source=source)

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import platform
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import crate_jax
 from crate_jax import InputError
 from crate_jax.parallel import processes
 from crate_jax.parallel.sharding import MeshConfig, make_mesh
-from crate_jax.reports import SECTIONS, Section, SectionResult, TrainedRun
+from crate_jax.reports import SECTIONS, Figure, Section, SectionResult, TrainedRun
 from crate_jax.reports.page import render
 from crate_jax.runs.config import to_config_dict
 from crate_jax.runs.console import console, wide_table
@@ -89,8 +89,12 @@ def _publish(name: str, result: SectionResult, trained: TrainedRun, outcome: Out
     for table in result.tables:
         wide_table(table.title, list(table.columns), [list(row) for row in table.rows])
     for figure in result.figures:
-        _write(folder / figure.file, figure.png)
+        _write(folder / figure.file, figure.image)
         files.append(str(folder / figure.file))
+    for gallery in result.galleries:
+        for figure in gallery.figures:
+            _write(folder / figure.file, figure.image)
+        files.append(f"{gallery.title}: {len(gallery.figures)} pictures")
     if result.values is not None:
         _write(folder / f"{name}.json", json.dumps(result.values, indent=1) + "\n")
         files.append(str(folder / f"{name}.json"))
@@ -105,8 +109,20 @@ def _publish(name: str, result: SectionResult, trained: TrainedRun, outcome: Out
             {**table._asdict(), "rows": [[str(cell) for cell in row] for row in table.rows]}
             for table in result.tables
         ],
-        "figures": [{"file": figure.file, "alt": figure.alt} for figure in result.figures],
+        "figures": _without_bytes(result.figures),
+        "galleries": [
+            {
+                "title": gallery.title,
+                "axes": {name: [str(value) for value in values] for name, values in gallery.axes.items()},
+                "figures": _without_bytes(gallery.figures),
+            }
+            for gallery in result.galleries
+        ],
     }
+
+
+def _without_bytes(figures: Sequence[Figure]) -> list[dict[str, str]]:
+    return [{"file": each.file, "alt": each.alt, "caption": each.caption} for each in figures]
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from crate_jax import InputError
-from crate_jax.data import pipeline, sources, subset
+from crate_jax.data import folders, pipeline, sources, subset
 from crate_jax.data.augmentation import Augment, WithCrops
 from crate_jax.parallel.sharding import batch_part
 from crate_jax.runs.config import Config, DataConfig
@@ -61,11 +62,9 @@ class RunData:
     def source(self, use: str, *, fitted: bool = True) -> sources.Source:
         """The examples to "train" or "test" on, with the model's labels, as images that the model takes or as stored."""
         config, data = self._config, self._config.data
-        crops = crops_of(config) if fitted else None
         source = sources.load(
             data.name,
             {"train": data.train_split, "test": data.test_split}[use],
-            **({} if crops or not fitted else _shape(data)),
             length=config.model.sequence_length,
             dataset=self._find(),
         )
@@ -73,9 +72,29 @@ class RunData:
             source = subset.per_class(
                 source, data.labels_per_class, num_classes=self._info.num_classes, seed=config.seed
             )
-        if crops is not None:
-            source = sources.Fitted(WithCrops(source, crops), *_shape(data).values())
+        source = self._fitted(source) if fitted else source
         return source if self._labels is None else _Relabelled(source, self._labels)
+
+    def images(self, path: Path) -> sources.Source:
+        """The images of a folder and of the folders in it, in the order of their names, as the model takes them; their label
+        is −1.
+
+        Raises:
+          InputError: no such folder, none that holds images, or a run that was not trained on images.
+        """
+        if self._config.data.shape is None:
+            raise InputError(
+                f"--input: found {path} for a run on {self._info.kind}; accepted: a run on images"
+            )
+        return self._fitted(folders.unlabelled(path))
+
+    def _fitted(self, source: sources.Source) -> sources.Source:
+        """Stored examples as the model takes them, beside the crops that its task cuts out."""
+        if self._config.data.shape is None:
+            return source
+        crops = crops_of(self._config)
+        source = source if crops is None else WithCrops(source, crops)
+        return sources.Fitted(source, *_shape(self._config.data).values())
 
     def train_batches(self) -> pipeline.Batches:
         """Training batches, a pure function of (seed, step)."""

@@ -119,7 +119,7 @@ def test_a_run_that_was_not_evaluated_has_no_code_length(colours):
     images = np.zeros((3, 2, 2, 3), np.uint8)
     trained = trained_on(TOKENS, images, colours=colours, lines=[{"step": 1, "train/loss": 2.0}])
     assert code_length.make(trained) is None
-    assert loss.make(trained).figures[0].png.startswith(b"\x89PNG")
+    assert loss.make(trained).figures[0].image.startswith(b"\x89PNG")
     assert loss.make(dataclasses.replace(trained, lines=[])) is None
     assert layerwise.make(trained) is None and reconstruction.make(trained) is None
 
@@ -164,7 +164,7 @@ def test_reconstruction_compares_and_draws(task):
     assert errors["mean patch"] > 0.1
     assert ("nearest visible patch" in errors) == (task == "masked_autoencoder")
     # A perfect model's pictures are the originals: enlarged 16 times, a thin line between the columns.
-    sheet = cv2.imdecode(np.frombuffer(result.figures[0].png, np.uint8), cv2.IMREAD_GRAYSCALE)
+    sheet = cv2.imdecode(np.frombuffer(result.figures[0].image, np.uint8), cv2.IMREAD_GRAYSCALE)
     first = 8 + (66 if task == "masked_autoencoder" else 0)
     drawn, original = (sheet[8:72:16, start : start + 64 : 16] for start in (first, first + 66))
     np.testing.assert_array_equal(original, np.rint(IMAGES[0, :, :, 0] / 16 * 255))

@@ -13,7 +13,7 @@ import pytest
 from crate_jax import InputError, models
 from crate_jax.parallel.sharding import MeshConfig, make_mesh
 from crate_jax.reports import writing
-from crate_jax.reports.base import Figure, Section, SectionResult, Table
+from crate_jax.reports.base import Figure, Gallery, Section, SectionResult, Table
 from crate_jax.runs.config import Config
 from crate_jax.training.opening import Opened
 
@@ -26,6 +26,18 @@ GOOD = SectionResult(
     values={"number": 0.5},
     tables=[Table("a [table]", ["", "value"], [["<row>", 1], ["[/row]", "…"]])],
     figures=[Figure("good.png", PNG, 'A "dot".')],
+)
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+STEPS = SectionResult(
+    title="Steps",
+    text="Six drawings.",
+    galleries=[
+        Gallery(
+            "drawings",
+            {"image": ['"1"', 2], "layer": [1, 2, 3]},
+            [Figure(f"step-{i}.svg", SVG, f"Drawing {i}.", caption="One & all.") for i in range(6)],
+        )
+    ],
 )
 
 
@@ -57,11 +69,11 @@ def sections(monkeypatch, **made):
 class Page(html.parser.HTMLParser):
     """Tags that were opened and not closed, images, and everything that points somewhere."""
 
-    VOID = ("meta", "link", "img", "br")
+    VOID = ("meta", "link", "img", "br", "input")
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.images, self.links, self.ids = [], [], [], []
+        self.open, self.images, self.links, self.ids, self.sliders = [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -70,6 +82,7 @@ class Page(html.parser.HTMLParser):
             self.open.append(tag)
         if tag == "img":
             self.images.append(values)
+        self.sliders += [json.loads(values["data-values"])] if tag == "input" else []
         self.links += [values[name] for name in ("src", "href") if name in values]
         self.ids += [values["id"]] if "id" in values else []
 
@@ -92,7 +105,11 @@ def test_a_section_becomes_files_and_a_part_of_the_page(trained, monkeypatch, ca
     page = Page(text)
     assert page.open == [] and len(set(page.ids)) == len(page.ids)
     assert page.images == [
-        {"src": f"data:image/png;base64,{base64.b64encode(PNG).decode()}", "alt": 'A "dot".'}
+        {
+            "src": f"data:image/png;base64,{base64.b64encode(PNG).decode()}",
+            "alt": 'A "dot".',
+            "class": "pixels",
+        }
     ]
     # Nothing outside of the page is asked for.
     assert all(link.startswith(("data:", "#")) for link in page.links)
@@ -104,9 +121,25 @@ def test_a_section_becomes_files_and_a_part_of_the_page(trained, monkeypatch, ca
     assert report["run"]["evaluation"] == {"loss": 0.25, "count": 5.0} and report["run"]["finished"]
     assert report["run"]["config"]["model"]["family"] == "crate"
     (section,) = report["sections"]
-    assert section["values"] == {"number": 0.5} and section["figures"] == [
-        {"file": "good.png", "alt": 'A "dot".'}
-    ]
+    assert section["values"] == {"number": 0.5}
+    assert section["figures"] == [{"file": "good.png", "alt": 'A "dot".', "caption": ""}]
+
+
+def test_a_gallery_is_stepped_through(trained, monkeypatch):
+    """Without the script the pictures stand one under the other; with it a slider for each axis chooses one."""
+    sections(monkeypatch, steps=lambda trained: STEPS)
+    assert writing.write_report(trained).failed == {}
+    folder = trained.run.workdir / "report"
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == [] and page.sliders == [['"1"', "2"], ["1", "2", "3"]]
+    assert [image["alt"] for image in page.images] == [f"Drawing {i}." for i in range(6)]
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in page.images)
+    assert text.count("<figcaption>One &amp; all.</figcaption>") == 6
+    assert (folder / "step-5.svg").read_bytes() == SVG
+    (gallery,) = json.loads((folder / "report.json").read_text())["sections"][0]["galleries"]
+    assert gallery["axes"] == {"image": ['"1"', "2"], "layer": ["1", "2", "3"]}
+    assert gallery["figures"][5] == {"file": "step-5.svg", "alt": "Drawing 5.", "caption": "One & all."}
 
 
 def test_a_section_that_fails_takes_nothing_with_it(trained, monkeypatch, capsys):
