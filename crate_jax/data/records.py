@@ -1,6 +1,7 @@
 """Records in the form of TensorFlow datasets, read without TensorFlow."""
 
 import dataclasses
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ class _Records:
         record = self.records[index]
         where = f"{self.name}, example {index}"
         if "file_name" in record:
-            where += f", {record['file_name'].decode()}"
+            where += f", {os.fsdecode(record['file_name'])}"
         return {"image": transforms.Encoded(record["image"], where), "label": np.int32(record["label"])}
 
 

@@ -176,7 +176,7 @@ def _record(image: transforms.Encoded, label: int) -> bytes:
     example = tf_example_pb2.Example()
     example.features.feature["image"].bytes_list.value.append(image.data)
     example.features.feature["label"].int64_list.value.append(label)
-    example.features.feature["file_name"].bytes_list.value.append(os.path.basename(image.where).encode())
+    example.features.feature["file_name"].bytes_list.value.append(os.fsencode(os.path.basename(image.where)))
     return example.SerializeToString(deterministic=True)
 
 

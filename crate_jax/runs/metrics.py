@@ -103,14 +103,16 @@ class ThroughputWindow:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file; a torn last line, left by a killed run, is skipped."""
+    """The lines of a metrics file; a torn one, left by a killed run, or one that is no object with a step, is skipped."""
     lines = []
     if Path(path).exists():
-        for text in Path(path).read_text(encoding="utf-8").splitlines():
+        for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except ValueError:
                 continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 
