@@ -300,7 +300,7 @@ def held_out_fifth(labels: np.ndarray, where: str) -> dict[str, np.ndarray]:
 def median_shape(source: Source, count: int) -> tuple[int, int]:
     """The median short side of some of the first ``count`` images, and 1 channel if all of them are grey."""
     some = spread(Part(source, range(count)), _SAMPLE)
-    shapes = [transforms.decode(*some[i]["image"]).shape for i in range(len(some))]
+    shapes = [transforms.stored_shape(some[i]["image"]) for i in range(len(some))]
     return int(np.median([min(h, w) for h, w, _ in shapes])), max(c for _, _, c in shapes)
 
 

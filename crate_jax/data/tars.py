@@ -133,7 +133,7 @@ def _check_end(path: Path, file: BinaryIO, offset: int, end: int) -> None:
         raise InputError(f"{path} {what}; the file is not complete")
     # Tar fills up the last record, and writes no more zeros than that.
     most = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
-    if end - offset >= most or any(file.read(most)):
+    if end - offset >= most or any(file.read(end - file.tell())):
         raise InputError(
             f"{path} goes on for {end - offset:,} bytes after its end mark, at byte {offset:,}: it has a hole, or is "
             "several archives one after the other; accepted: one whole archive (tar --concatenate makes one of several)"

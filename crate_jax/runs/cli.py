@@ -256,11 +256,25 @@ def run(main: Callable[[list[str]], int | None], kind: type) -> NoReturn:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
-    except Exception:
+    except Exception as error:
+        _refuse_platform(error)
         _crash()
     processes.leave()
     sys.stdout.flush()
     sys.exit(code or 0)
+
+
+def _refuse_platform(error: Exception) -> None:
+    """Say in one line that JAX_PLATFORMS names what is not there, where that is what jax complains of."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    frames = traceback.extract_tb(error.__traceback__)
+    if asked and any(Path(frame.filename).name == "xla_bridge.py" for frame in frames):
+        reason = str(error).partition(": ")[2].partition(" (set JAX_PLATFORMS")[0]
+        _fail(
+            f"JAX_PLATFORMS: found {asked}, which cannot be used here{f' ({reason})' if reason else ''}; accepted: what "
+            "this machine and the installed jax have, such as cpu, or nothing",
+            BAD_INPUT,
+        )
 
 
 def _give_cpu_enough_threads() -> None:

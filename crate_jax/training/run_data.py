@@ -71,6 +71,7 @@ class RunData:
             data.name,
             {"train": data.train_split, "test": data.test_split}[use],
             length=config.model.sequence_length,
+            most_pixels=round(data.max_megapixels * 1e6),
             dataset=self._find(),
         )
         if use == "train" and data.labels_per_class is not None:

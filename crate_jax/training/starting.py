@@ -13,7 +13,8 @@ from crate_jax.data import palette
 from crate_jax.parallel import processes
 from crate_jax.runs import workdir as workdirs
 from crate_jax.runs.config import Config, fit_to_data
-from crate_jax.training import run_data
+from crate_jax.runs.metrics import check_wandb
+from crate_jax.training import memory, run_data
 from crate_jax.training.building import Run, build, needs_palette, with_palette
 
 
@@ -29,11 +30,13 @@ def start_run(config: Config, workdir: Path, overrides: Collection[str] = ()) ->
         processes where they see different data.
     """
     settings.check(config, "config: ")
+    check_wandb(config.wandb)
     find = run_data.finder(config.data, exclude=str(workdir))
     info = run_data.describe(config, find)
     processes.agree({"data": dataclasses.asdict(info)})
     config = fit_to_data(config, info, overrides)
     run = build(config, info.cut(config.model.sequence_length), workdir, find=find)
+    memory.check(run)
     return with_palette(run, choose_palette(run)) if needs_palette(run) else run
 
 
