@@ -12,6 +12,9 @@ Variants (--config=configs/text.py:VARIANT):
     bert                     CRATE-BERT: masked bytes from all others; the loss is in nats a masked byte
     transformer_gpt, transformer_bert
                              the twins with attention and MLP (iGPT's blocks), of the same width, depth and heads
+    english, english_transformer
+                             models for compressing English files: bytes of ten books and of Python's documentation, which
+                             python -m benchmarks.english_text puts together in data/english
     openwebtext              CRATE-GPT of width 768 and 12 layers after the recipe of the book's Causal-CRATE-Base: context
                              1,024, batch 384, 600k steps, Adam(0.9, 0.95), weight decay 0.1, 2,000 steps of warm-up to
                              6e-4, a cosine to 6e-5; weights of more than one dimension decayed and gradients clipped at 1,
@@ -54,6 +57,22 @@ def transformer(config: Config) -> Config:
     return dataclasses.replace(config, model=models.IGPTConfig(**{**shared, "family": "igpt"}))
 
 
+def english() -> Config:
+    """A CRATE-GPT for short English texts, as large as one can be that two CPU cores train in half an hour."""
+    config = gpt()
+    model = models.CRATEGPTConfig(vocab_size=256, num_positions=256, dim=256, depth=4, heads=8, head_dim=32)
+    return dataclasses.replace(
+        config, model=model, total=steps(1500), data=DataConfig(name="text:data/english")
+    )
+
+
+def english_transformer() -> Config:
+    """Its twin of as many products a byte: CRATE's layer has 3 d² of them, a transformer's 12 d²."""
+    config = english()
+    model = models.IGPTConfig(vocab_size=256, num_positions=256, dim=128, depth=4, heads=4)
+    return dataclasses.replace(config, model=model)
+
+
 def openwebtext() -> Config:
     model = models.CRATEGPTConfig(vocab_size=256, num_positions=1024, dim=768, depth=12, heads=12)
     return Config(
@@ -84,6 +103,8 @@ def get_config(variant="gpt"):
             "bert": lambda: bert(gpt()),
             "transformer_gpt": lambda: transformer(gpt()),
             "transformer_bert": lambda: transformer(bert(gpt())),
+            "english": english,
+            "english_transformer": english_transformer,
             "openwebtext": openwebtext,
             "openwebtext_transformer": lambda: transformer(openwebtext()),
         },

@@ -53,7 +53,11 @@ def main(argv: list[str]) -> None:
         "data": run.config.data.name,
         **{f"eval/{name}": value for name, value in values.items()},
     }
-    rows = {name: f"{value:.4f}" for name, value in values.items() if name != "count"}
+    rows = {
+        name: f"{value:.4f}"
+        for name, value in values.items()
+        if name != "count" and not name.startswith("position/")
+    }
     table(
         f"{run.workdir} at step {step} on {run.config.data.name}",
         {**rows, "examples": f"{values['count']:.0f}"},

@@ -78,7 +78,11 @@ def layer_readers(run: Run) -> list[loop.Reader]:
 
 def report(opened: Opened, values: dict[str, float]) -> None:
     """Make the report of a run that has just ended, and print its final evaluation."""
-    rows = {name.removeprefix("eval/"): f"{value:.4f}" for name, value in values.items()}
+    rows = {
+        name.removeprefix("eval/"): f"{value:.4f}"
+        for name, value in values.items()
+        if "position/" not in name
+    }
     rows["count"] = f"{values['eval/count']:.0f} examples"
     rows |= write_report(opened).written
     table("test set, last parameters", {**rows, "metrics": opened.run.workdir / "metrics.jsonl"})

@@ -100,6 +100,61 @@ def layerwise(initial: Measurement, trained: Measurement, *, title: str) -> byte
     return as_png(figure)
 
 
+def known_entropy(
+    steps: np.ndarray, excess: np.ndarray, floor: np.ndarray, answer: int, learned: float, *, title: str
+) -> bytes:
+    """The loss of each position in two parts, and the part that can be learned by training step.
+
+    Args:
+      steps: `[m]`, of the evaluations.
+      excess: `[m, n]`, the loss above the entropy at each of them, by position, in nats.
+      floor: `[n]`, that entropy.
+      answer: the position from which on each has a curve.
+      learned: the excess below which a position counts as learned.
+      title: of the whole figure.
+    """
+    figure, (parts, whole, curves) = plt.subplots(1, 3, figsize=(14, 3.8))
+    positions, mean = np.arange(1, len(floor) + 1), float(np.mean(floor))
+    first, last = (np.maximum(row, 0) for row in (excess[0], excess[-1]))
+    parts.bar(positions, floor, color=GREY, label="aleatoric: entropy of the data")
+    parts.bar(positions, last, bottom=floor, color=ORANGE, label=f"epistemic at step {steps[-1]:,}")
+    outline = {"fill": False, "edgecolor": BLUE, "linestyle": ":"}
+    parts.bar(positions, first, bottom=floor, label=f"epistemic at step {steps[0]:,}", **outline)
+    parts.set_ylim(0, 1.5 * np.max(floor + first))
+    parts.set_xticks(positions)
+    parts.tick_params(axis="x", labelsize=7)
+    parts.set_xlabel("position")
+    parts.set_ylabel("test loss (nats)")
+    parts.set_title("What each position costs", fontsize=10)
+    losses = mean + excess.mean(axis=1)
+    whole.fill_between(steps, 0, mean, color=GREY, alpha=0.6, linewidth=0, label=f"aleatoric: {mean:.4f}")
+    whole.fill_between(steps, mean, losses, color=ORANGE, alpha=0.6, linewidth=0, label="epistemic")
+    whole.plot(steps, losses, color=BLUE, label=f"test loss, {losses[-1]:.4f} at the end")
+    whole.set_ylim(0, 1.3 * losses.max())
+    whole.set_xlabel("step")
+    whole.set_ylabel("nats per token")
+    whole.set_title("Mean of all positions", fontsize=10)
+    shown = range(answer, len(floor))
+    for position, shade in zip(shown, plt.cm.viridis(np.linspace(0, 0.9, len(shown))), strict=True):
+        # Below a ten-thousandth of a nat there is nothing to see but noise.
+        curve = np.maximum(excess[:, position], 1e-4)
+        curves.plot(steps, curve, color=shade, marker="o", markersize=3, label=f"position {position + 1}")
+    curves.axhline(learned, color=GREY, linestyle=":", label="learned below this")
+    curves.set_yscale("log")
+    curves.set_xscale("log")
+    curves.set_xlabel("step")
+    curves.set_ylabel("epistemic part (nats)")
+    curves.set_title("When each position of the answer is learned", fontsize=10)
+    for axis in (parts, whole, curves):
+        axis.spines[["top", "right"]].set_visible(False)
+    parts.legend(fontsize=8, frameon=False)
+    whole.legend(fontsize=8, frameon=False)
+    curves.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title)
+    figure.tight_layout()
+    return as_png(figure)
+
+
 def probe(networks: dict[str, Probe], pixels: Probe, *, title: str) -> bytes:
     """Test accuracy by layer of the linear probe and of the nearest neighbours, raw pixels as a line beside them.
 

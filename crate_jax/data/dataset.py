@@ -30,6 +30,8 @@ class Tokens:
         kind: what a sequence of them is called, such as "text".
         length: tokens in an example; None: examples are as long as the model asks for (see `Dataset.cut`).
         symbols: the character of each token; None: tokens are the bytes of UTF-8.
+        floor: the entropy in nats of each token of an example, given those before it, where it is known exactly.
+        answer: where in an example what follows from the tokens before begins; None: nowhere.
     """
 
     vocab_size: int
@@ -37,6 +39,8 @@ class Tokens:
     kind: str = "tokens"
     length: int | None = None
     symbols: str | None = None
+    floor: tuple[float, ...] | None = None
+    answer: int | None = None
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of a text, int32 [n].
@@ -116,7 +120,8 @@ class DatasetInfo:
         values = {**values, "class_names": tuple(values["class_names"])}
         kind, tokens = values.pop("kind", "images"), values.pop("tokens", None)
         if tokens is not None:
-            tokens = Tokens(**tokens)
+            floor = tokens.get("floor")
+            tokens = Tokens(**{**tokens, "floor": None if floor is None else tuple(floor)})
         elif kind == "text":
             tokens = Tokens(256, "byte", "text", length)
         found = cls(**values, tokens=tokens)

@@ -15,6 +15,8 @@
                       which a stratified fifth is held out; images are uint8 [n, h, w] or
                       [n, h, w, 1 or 3], labels integers or strings [n] or [n, 1]
 ``tfds:NAME``         a TensorFlow dataset with the features image and label, read without TensorFlow
+``addition:OPTIONS``  sums such as 123+456=0579, made exactly, of which some are held out: data of known entropy; the options
+                      are those of `addition.AdditionConfig`
 ``stdlib``            text: the source code of Python's own library, the modules at its top; about 5 MB
 ``text:PATH``         text: a file, or a folder of files, or one with train/ and test/; of a text without a
                       test part the last tenth is held out
@@ -31,6 +33,7 @@ from typing import Any, NamedTuple
 
 from crate_jax import InputError
 from crate_jax.data import transforms
+from crate_jax.data.addition import Addition
 from crate_jax.data.arrays import Digits, Npz
 from crate_jax.data.dataset import Dataset, DatasetInfo, Joined, Part, Source, Tokens, select
 from crate_jax.data.folders import Folder
@@ -77,6 +80,7 @@ SOURCES: dict[str, Kind] = {
     "tar": Kind(lambda path, place: Tars(_path(path))),
     "parquet": Kind(lambda path, place: Parquet(_path(path))),
     "npz": Kind(lambda path, place: Npz(_path(path))),
+    "addition": Kind(lambda options, place: Addition(options), "OPTIONS"),
     "stdlib": Kind(lambda _, place: Text.standard_library(), "", BYTES),
     "text": Kind(lambda path, place: Text(_path(path), place.exclude), tokens=BYTES),
 }

@@ -13,7 +13,7 @@ from flax import nnx
 
 from crate_jax.models.config import ModelConfig
 from crate_jax.models.images import ImageClassifier, ImageConfig
-from crate_jax.models.layers import PatchEmbed, layer_norm, linear, number, scalar
+from crate_jax.models.layers import Dropout, PatchEmbed, drop, layer_norm, linear, number, scalar
 from crate_jax.models.operators import ISTA, MSSA, CRATELayers
 from crate_jax.settings import one_of
 
@@ -79,9 +79,10 @@ class CRATEBlock(nnx.Module):
         return_intermediates: bool = False,
         real: int | None = None,
         wanted: int | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.mssa_norm(z)
-        update = self.mssa(normed, real=real, wanted=wanted)
+        update = drop(self.mssa(normed, real=real, wanted=wanted), dropout)
         compressed = self._join(z[:, :wanted], update)
         sparse = self.ista(self.ista_norm(compressed))
         if not return_intermediates:

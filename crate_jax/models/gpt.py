@@ -20,7 +20,7 @@ from crate_jax import InputError
 from crate_jax.models.attention import attend, attend_cached, cache_token
 from crate_jax.models.config import Images, ModelConfig
 from crate_jax.models.crate import CRATEBlock
-from crate_jax.models.layers import Dense, RMSNorm, layer_norm, normal_param, split_heads
+from crate_jax.models.layers import Dense, Dropout, RMSNorm, drop, layer_norm, normal_param, split_heads
 from crate_jax.models.operators import CRATELayers
 from crate_jax.models.stack import CausalBlock, Stack, Trace
 from crate_jax.settings import one_of, setting
@@ -43,6 +43,12 @@ class TokenConfig(ModelConfig):
     depth: int = 24
     heads: int = 8
     causal: bool = setting(True, "A token sees only those before it, and itself.")
+    dropout: float = setting(
+        0.0,
+        "Share of entries dropped while training, of the embedded tokens and of what a block adds to them.",
+        least=0,
+        below=1,
+    )
 
     @property
     def sequence_length(self) -> int:
@@ -137,12 +143,13 @@ class IGPTBlock(nnx.Module):
         return_intermediates: bool = False,
         real: int | None = None,
         wanted: int | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = self.attention_norm(x)
         query, key, value = split_heads(self.qkv(normed))
         attended = attend(query, key, value, causal=self.causal, real=real, kernel=self.kernel)
-        x = (x + self.attention_output(attended))[:, :wanted]
-        out = x + self._mlp(x)
+        x = (x + drop(self.attention_output(attended), dropout, 0))[:, :wanted]
+        out = x + drop(self._mlp(x), dropout, 1)
         return out, ({"normed": normed, "attention_out": x, "mlp_out": out} if return_intermediates else {})
 
     def decode(self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array):
@@ -185,7 +192,11 @@ class _TokenModel(nnx.Module):
     def __call__(
         self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None, trace: Trace = False
     ) -> tuple[Any, Any]:
-        del train, key  # Nothing in these models is random.
+        dropout = None
+        if train and self.config.dropout:
+            if key is None:
+                raise InputError(f"model.dropout: found {self.config.dropout:g} and no key; accepted: a key")
+            dropout = Dropout(self.config.dropout, key)
         positions = self.config.num_positions
         if tokens.ndim != 2 or tokens.shape[1] > positions or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise InputError(
@@ -196,7 +207,9 @@ class _TokenModel(nnx.Module):
             start = jnp.full_like(tokens[:, :1], self.config.vocab_size)
             tokens = jnp.concatenate([start, tokens[:, :-1]], axis=1)
         x = self._embed(tokens, self.position_embedding[: tokens.shape[1]])
-        x, traced = self.blocks(x, trace=trace)
+        # The layers have the numbers 0 … depth − 1.
+        x = drop(x, dropout, self.config.depth)
+        x, traced = self.blocks(x, trace=trace, dropout=dropout)
         x = self.head_norm(x)
         logits = self.head(x).astype(jnp.float32)
         if self.class_head is None:

@@ -6,7 +6,7 @@ trained here starts from the same distribution. Parameters are float32; `dtype` 
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,29 @@ def rows(x: jax.Array) -> jax.Array:
     the kernel what lies right already.
     """
     return x.reshape(-1, x.shape[-1])
+
+
+class Dropout(NamedTuple):
+    """Sets a random share `rate` of entries to zero and scales the others by 1/(1 − rate), so that the mean stays.
+
+    `key` decides which; each place that drops entries takes a number of its own.
+    """
+
+    rate: float
+    key: jax.Array
+
+    def at(self, number: int | jax.Array) -> "Dropout":
+        """The dropout of layer `number`."""
+        return Dropout(self.rate, jax.random.fold_in(self.key, number))
+
+    def __call__(self, x: jax.Array, number: int = 0) -> jax.Array:
+        kept = jax.random.bernoulli(jax.random.fold_in(self.key, number), 1 - self.rate, x.shape)
+        return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
+
+
+def drop(x: jax.Array, dropout: Dropout | None, number: int = 0) -> jax.Array:
+    """`x` with entries dropped, or as it is without dropout."""
+    return x if dropout is None else dropout(x, number)
 
 
 class Linear(nnx.Linear):

@@ -15,6 +15,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from crate_jax.models.attention import KERNELS
 from crate_jax.models.config import ModelConfig
+from crate_jax.models.layers import Dropout
 from crate_jax.models.partition import constrain
 from crate_jax.settings import one_of
 
@@ -46,15 +47,17 @@ class Block(Protocol):
         return_intermediates: bool = False,
         real: int | None = None,
         wanted: int | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[jax.Array, Intermediates]:
         """One layer on the tokens `[b, n, d]`. A block without the arguments `real` and `wanted` is given and returns all
-        tokens, and never padding.
+        tokens, and never padding; one without `dropout` belongs to a model that has none.
 
         Args:
           x: the tokens.
           return_intermediates: see below.
           real: tokens that are no padding, the first ones; by default all. Nothing of the others may reach them.
           wanted: tokens that are returned, the first ones; by default all.
+          dropout: what drops entries of the layer's updates while training; None: nothing does.
         Returns:
           `(tokens, intermediates)`. The intermediates are empty unless asked for; then they hold at least `normed`
           `[b, n, d]`, the layer-normed input, and of a white box all that `crate_jax.models.trace` lists.
@@ -90,7 +93,7 @@ class Stack(nnx.Module):
         self.unit = KERNELS[config.attention_kernel].unit if self.takes_part else 1
 
     def __call__(
-        self, x: jax.Array, *, trace: Trace = False, wanted: int | None = None
+        self, x: jax.Array, *, trace: Trace = False, wanted: int | None = None, dropout: Dropout | None = None
     ) -> tuple[jax.Array, Any]:
         """`x` through all blocks.
 
@@ -100,25 +103,28 @@ class Stack(nnx.Module):
           x: tokens `[b, n, d]`.
           trace: what is wanted of every block's intermediates.
           wanted: only the first so many tokens are returned, and the last layer is computed for them alone.
+          dropout: see `Block`; not together with `wanted`.
         Returns:
           `(tokens, trace)`. The trace has a leading axis of length `depth`; it is None when `trace` is False.
         """
         length = x.shape[1]
         if trace or not self.takes_part:
             # A trace shows all tokens of all layers, and none that are not there.
-            x, traced = self._run(x, trace, None, self.depth)
+            x, traced = self._run(x, trace, None, self.depth, dropout)
             return x[:, :wanted], traced
         extra = -length % self.unit
         real = length if extra else None
         x = jnp.pad(x, ((0, 0), (0, extra), (0, 0))) if extra else x
         if wanted is None:
-            return self._run(x, False, real, self.depth)[0][:, :length], None
+            return self._run(x, False, real, self.depth, dropout)[0][:, :length], None
         x, _ = self._run(x, False, real, self.depth - 1)
         graphdef, stacked = nnx.split(self.blocks)
         last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
         return last(_placed(x), real=real, wanted=wanted)[0], None
 
-    def _run(self, x: jax.Array, trace: Trace, real: int | None, depth: int) -> tuple[jax.Array, Any]:
+    def _run(
+        self, x: jax.Array, trace: Trace, real: int | None, depth: int, dropout: Dropout | None = None
+    ) -> tuple[jax.Array, Any]:
         """`x` through the first blocks."""
         graphdef, stacked = nnx.split(self.blocks)
 
@@ -127,8 +133,10 @@ class Stack(nnx.Module):
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
             block = nnx.merge(graphdef, params)
-            part = {} if real is None else {"real": real}
-            x, intermediates = block(_placed(x), return_intermediates=bool(trace), **part)
+            options: dict[str, Any] = {} if real is None else {"real": real}
+            if dropout is not None:
+                options["dropout"] = dropout.at(number)
+            x, intermediates = block(_placed(x), return_intermediates=bool(trace), **options)
             intermediates = {**intermediates, "layer": number}
             return x, trace(intermediates) if callable(trace) else intermediates if trace else None
 

@@ -3,7 +3,15 @@
 `writing.write_report(trained)` makes them all. They can be made again at any time without training.
 """
 
-from crate_jax.reports import code_length, earlier, layerwise, loss, masked_prediction, reconstruction
+from crate_jax.reports import (
+    code_length,
+    earlier,
+    known_entropy,
+    layerwise,
+    loss,
+    masked_prediction,
+    reconstruction,
+)
 from crate_jax.reports.base import Figure, Gallery, Section, SectionResult, Table, TrainedRun
 
 # In the order of the page. A new section is its file and one row here; its name is that of its JSON file.
@@ -11,6 +19,7 @@ SECTIONS: dict[str, Section] = {
     "loss": Section(loss.make),
     "layerwise": Section(layerwise.make, uses_model=True),
     "code_length": Section(code_length.make),
+    "known_entropy": Section(known_entropy.make),
     "masked_prediction": Section(masked_prediction.make),
     "reconstruction": Section(reconstruction.make, uses_model=True),
     "probe": Section(earlier.probe),

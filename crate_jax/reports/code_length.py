@@ -41,7 +41,8 @@ def make(trained: TrainedRun) -> SectionResult | None:
         seen = make_tokenizer(run.meaning, model.vocab_size).decode(tokens)
         bits["png, a file an image"] = baselines.png_bits(seen)
         bits["png, one contact sheet"] = baselines.png_sheet_bits(seen)
-    what = "images" if run.info.tokens is None else f"windows of {run.info.kind}"
+    kind = run.info.kind
+    what = f"windows of {kind}" if kind == "text" else kind
     lengths, table = compare(
         f"code length of {describe(tokens, source, what)}", bits, tokens.size, run.meaning.unit
     )

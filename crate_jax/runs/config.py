@@ -51,7 +51,8 @@ class DataConfig(Augmentations):
 
     name: str = setting(
         "digits",
-        "The dataset: digits, stdlib, tfds:NAME, or folder, array_record, tar, parquet, npz or text:PATH (docs/data.md).",
+        "The dataset: digits, stdlib, tfds:NAME, addition:OPTIONS, or folder, array_record, tar, parquet, npz or text:PATH "
+        "(docs/data.md).",
     )
     data_dir: str | None = setting(None, "Where tfds keeps prepared datasets.")
     train_split: str = setting("train", "What is trained on, as in TFDS: train[:90%], train+validation.")
@@ -342,9 +343,11 @@ def _fit_to_tokens(config: Config, info: DatasetInfo, overrides: Collection[str]
             f"data.name: {config.data.name} is {info.kind}, which model.family {model.family!r} does not read; accepted: "
             "igpt, crate_gpt, or images"
         )
+    # Windows of a text overlap, so a part of them would not be a part of the text.
+    free = {"name", "threads"} | ({"train_split", "test_split"} if tokens.length is not None else set())
     for field in dataclasses.fields(DataConfig):
         found, accepted = getattr(config.data, field.name), getattr(default, field.name)
-        if found != accepted and field.name not in ("name", "threads"):
+        if found != accepted and field.name not in free:
             raise InputError(f"data.{field.name}: found {found}; accepted for {info.kind}: {accepted}")
     fitted = {"vocab_size": tokens.vocab_size, "num_positions": tokens.length or model.num_positions}
     for name, needed in fitted.items():

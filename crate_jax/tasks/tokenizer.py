@@ -21,6 +21,8 @@ class ValueMeaning(NamedTuple):
       entry: the entry of a batch that holds them, "image" or "tokens".
       unit: what a token is, for people.
       kind: what examples are, for people.
+      floor: entropy in nats of each token given those before it, where the data are made and it is known.
+      answer: where in an example what follows from the tokens before begins; None: nowhere.
     """
 
     max_value: int
@@ -28,6 +30,8 @@ class ValueMeaning(NamedTuple):
     entry: str = "image"
     unit: str = "pixel"
     kind: str = "images"
+    floor: tuple[float, ...] | None = None
+    answer: int | None = None
 
     @classmethod
     def of(cls, info: DatasetInfo, colours: np.ndarray | None = None) -> "ValueMeaning":
@@ -35,7 +39,9 @@ class ValueMeaning(NamedTuple):
         tokens = info.tokens
         if tokens is None:
             return cls(info.max_value, colours)
-        return cls(tokens.vocab_size - 1, None, "tokens", tokens.unit, tokens.kind)
+        return cls(
+            tokens.vocab_size - 1, None, "tokens", tokens.unit, tokens.kind, tokens.floor, tokens.answer
+        )
 
 
 class Tokenizer(NamedTuple):

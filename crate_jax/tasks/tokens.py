@@ -20,25 +20,34 @@ cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
 
 def autoregressive(config: Config, meaning: ValueMeaning) -> Task:
-    """L_AR = −1/n Σ_t log p(x_t | x_<t), in nats a token; `bits_per_pixel`, `bits_per_byte`, … is L_AR / ln 2."""
+    """L_AR = −1/n Σ_t log p(x_t | x_<t), in nats per token; `bits_per_pixel`, `bits_per_byte`, … is L_AR / ln 2.
+
+    Where the entropy of the data is known (`Tokens.floor`), the evaluation also has `excess`, the loss above that floor,
+    and the loss at each position: `position/00`, …. Where the data have an answer (`Tokens.answer`), it has `answer_loss`,
+    the mean nats per token of the answer, and `exact_match`, the share of examples in which every token of the answer is
+    the likeliest one: greedy decoding then writes the right answer, and only then.
+    """
     inputs = _token_inputs(config, meaning, causal=True, classes=False)
 
-    def nats(apply: Apply, batch: Batch, **options) -> jax.Array:
+    def predict(apply: Apply, batch: Batch, **options) -> tuple[jax.Array, jax.Array]:
+        """Nats of each token, and whether it was the likeliest; both `[b, n]`."""
         tokens = inputs(batch)
         logits, _ = apply(tokens, **options)
-        return cross_entropy(logits, tokens).mean(axis=-1)
+        return cross_entropy(logits, tokens), jnp.argmax(logits, axis=-1) == tokens
 
     def loss(apply: Apply, batch: Batch, key: jax.Array):
-        return nats(apply, batch, train=True, key=key).mean(), {}
+        return predict(apply, batch, train=True, key=key)[0].mean(axis=-1).mean(), {}
 
     def evaluate(apply: Apply, batch: Batch) -> Metrics:
-        return _nats_and_bits("loss", nats(apply, batch), batch, meaning)
+        nats, right = predict(apply, batch)
+        metrics = _nats_and_bits("loss", nats.mean(axis=-1), batch, meaning)
+        return {**metrics, **_against_what_is_known(nats, right, batch["mask"], meaning)}
 
     return Task(inputs, loss, evaluate)
 
 
 def bert(config: Config, meaning: ValueMeaning) -> Task:
-    """L_BERT = −1/|M| Σ_{t∈M} log p(x_t | x_\\M), each token masked with probability 0.15, in nats a masked token.
+    """L_BERT = −1/|M| Σ_{t∈M} log p(x_t | x_\\M), each token masked with probability 0.15, in nats per masked token.
 
     `bits_per_pixel`, `bits_per_byte`, … is L_BERT / ln 2. Masked tokens go in as zero embeddings. In evaluation an example's
     mask is a function of its place in the split alone.
@@ -102,6 +111,22 @@ def joint(config: Config, meaning: ValueMeaning) -> Task:
         return {**classes, **generative, "loss": (nats_sum + class_sum, count), "class_loss": classes["loss"]}
 
     return Task(inputs, loss, evaluate)
+
+
+def _against_what_is_known(
+    nats: jax.Array, right: jax.Array, mask: jax.Array, meaning: ValueMeaning
+) -> Metrics:
+    """What the metrics of data are whose floor or answer is known; `nats` and `right` are `[b, n]`."""
+    metrics: Metrics = {}
+    if meaning.floor is not None:
+        floor = jnp.asarray(meaning.floor)
+        metrics["excess"] = masked_mean(mask, (nats - floor).mean(axis=-1))
+        for position in range(nats.shape[1]):
+            metrics[f"position/{position:02d}"] = masked_mean(mask, nats[:, position])
+    if meaning.answer is not None:
+        metrics["answer_loss"] = masked_mean(mask, nats[:, meaning.answer :].mean(axis=-1))
+        metrics["exact_match"] = masked_mean(mask, right[:, meaning.answer :].all(axis=-1))
+    return metrics
 
 
 def _nats_and_bits(name: str, nats: jax.Array, batch: Batch, meaning: ValueMeaning) -> Metrics:
