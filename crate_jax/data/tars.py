@@ -166,7 +166,7 @@ def _archives(path: Path) -> tuple[tuple[str, ...], dict[str, _Spans], tuple[str
             "accepted: NAME.jpg with NAME.cls (or a label in NAME.json), or CLASS/NAME.jpg, of two classes"
         )
         raise InputError(f"tar:{path} holds {len(classes)} classes in {', '.join(found)}; {accepted}")
-    labels = _numbers_of(classes, path)
+    names, labels = _numbers_of(classes, path)
     sources = {
         split: _spans([(file, member, labels[label]) for file, member, label in examples])
         for split, examples in found.items()
@@ -176,11 +176,11 @@ def _archives(path: Path) -> tuple[tuple[str, ...], dict[str, _Spans], tuple[str
         notes = (
             f"tar:{path}: {len(left_out):,} images without a label of their own are left out, such as {left_out[0]}",
         )
-    return tuple(labels), sources, notes
+    return names, sources, notes
 
 
-def _numbers_of(classes: set[str], path: Path) -> dict[str, int]:
-    """The number of each class, in order."""
+def _numbers_of(classes: set[str], path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The names of all classes, and the number of each label."""
     names = tuple(sorted(classes, key=natural))
     numbers = [int(name) for name in names if name.isdecimal()]
     if len(set(numbers)) < len(numbers):
@@ -194,8 +194,9 @@ def _numbers_of(classes: set[str], path: Path) -> dict[str, int]:
         if not numeric or len(given) <= numbers[-1]:
             largest = f"up to {numbers[-1]:,}" if numeric else f"such as {names[0]}"
             raise InputError(f"tar:{path}: classes.txt has {len(given)} names, the labels are {largest}")
-        return {str(i): i for i in range(len(given))}
-    return {name: i for i, name in enumerate(numbered(numbers, f"tar:{path}") if numeric else names)}
+        return given, {str(i): i for i in range(len(given))}
+    names = numbered(numbers, f"tar:{path}") if numeric else names
+    return names, {name: i for i, name in enumerate(names)}
 
 
 def _examples(file: Path) -> tuple[list[tuple[Path, _Member, str]], list[_Member]]:
