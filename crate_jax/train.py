@@ -66,7 +66,6 @@ def train(
             console.print(
                 f"stopped and saved at step {int(result.state.step)} of {run.steps(run.config.total)}; "
                 f"to resume, start again with --workdir={run.workdir}",
-                markup=False,
             )
             return None
         report(Opened(run, result.state.eval_params, int(result.state.step)), result.values, wanted)

@@ -1,7 +1,10 @@
 """What tests of whole runs share."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +69,22 @@ def run(arguments: list[str], *, devices: int = 1, timeout: float = 300) -> subp
         timeout=timeout,
         check=False,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def started():
+    """Processes, each of a session of its own, that end with the test whatever it finds."""
+    processes: list[subprocess.Popen] = []
+    yield processes
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -97,6 +97,7 @@ class ImageConfig(ModelConfig):
                 raise InputError(
                     f"model.{name}: found {found}; accepted: {needed}, that of the images (data.{name} changes both)"
                 )
+        images.check_num_classes(self.num_classes)
         fitted = dataclasses.replace(
             self,
             image_size=size,

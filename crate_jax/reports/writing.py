@@ -97,7 +97,7 @@ def _attempt(
             result = section.make(trained)
         return None if result is None else _publish(name, result, trained, outcome)
     except InputError as error:
-        console.print(f"report: {name} cannot be made: {error}", markup=False)
+        console.print(f"report: {name} cannot be made: {error}")
         if earlier is not None and earlier.get("step") == trained.step:
             return {**earlier, "kept": f"Not made again: {error}"}
         return {"name": name, "title": name, "step": trained.step, "missing": str(error)}
@@ -159,7 +159,6 @@ def _fail(name: str, error: Exception, outcome: Outcome) -> None:
     outcome.failed[name] = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     console.print(
         f"report: {name} failed ({outcome.failed[name]}); the run and the other sections are not affected",
-        markup=False,
     )
 
 
