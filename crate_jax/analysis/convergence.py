@@ -146,27 +146,46 @@ def write(rows: Sequence[Row], workdir: Path) -> Path:
 
 
 def trends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """How a model's alignment goes with its ability, its size and its likeness to the pixels, over the models of a study.
+    """How a model's alignment goes with its ability, its size, its start and its likeness to the pixels, over the models.
 
     Returns:
       name → Spearman's correlation `rho` and `p`, one-sided, from 9,999 random assignments of the alignments to the models.
-      Models that differ by a seed are not independent, which makes p smaller than it should be.
+      "…, pixels fixed" is the partial correlation: of what is left of both ranks after a straight line in the rank of the
+      likeness to the pixels. Models that differ by a seed are not independent, which makes p smaller than it should be.
     """
-    aligned = np.array([row.aligned["mutual_knn"] for row in rows])
+    aligned, pixels = (
+        _ranks(x) for x in ([row.aligned["mutual_knn"] for row in rows], [row.pixels for row in rows])
+    )
     by = {
-        **{f"probe on {name}": [row.probe[name] for row in rows] for name in rows[0].probe},
-        "parameters": [row.num_params for row in rows],
-        "likeness to the pixels": [row.pixels for row in rows],
+        **{f"probe on {name}": _ranks([row.probe[name] for row in rows]) for name in rows[0].probe},
+        "parameters": _ranks([row.num_params for row in rows]),
+        "alignment before training": _ranks([row.untrained["mutual_knn"] for row in rows]),
+        "likeness to the pixels": pixels,
     }
-    rng, found = np.random.default_rng(0), {}
-    orders = [rng.permutation(len(rows)) for _ in range(9999)]
-    for name, values in by.items():
-        x, y = (rankdata(each) - (len(rows) + 1) / 2 for each in (aligned, values))
-        scale = np.sqrt((x @ x) * (y @ y)) or 1.0
-        rho = x @ y / scale
-        reached = sum(x[order] @ y / scale >= rho - 1e-12 for order in orders)
-        found[name] = {"rho": float(rho), "p": float((1 + reached) / (len(orders) + 1))}
+    rng = np.random.default_rng(0)
+    orders = np.stack([rng.permutation(len(rows)) for _ in range(9999)])
+    found = {name: _correlation(aligned, ranks, orders) for name, ranks in by.items()}
+    for name in rows[0].probe:
+        pair = (_without(ranks, pixels) for ranks in (aligned, by[f"probe on {name}"]))
+        found[f"probe on {name}, pixels fixed"] = _correlation(*pair, orders)
     return found
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    ranks = rankdata(values)
+    return ranks - ranks.mean()
+
+
+def _without(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What is left of x after a straight line in y; both centred."""
+    return x - (x @ y) / ((y @ y) or 1.0) * y
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, orders: np.ndarray) -> dict[str, float]:
+    scale = np.sqrt((x @ x) * (y @ y)) or 1.0
+    rho = x @ y / scale
+    reached = np.sum(x[orders] @ y / scale >= rho - 1e-12)
+    return {"rho": float(rho), "p": float((1 + reached) / (len(orders) + 1))}
 
 
 def _is_done(run: Path) -> bool:

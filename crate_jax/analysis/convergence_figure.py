@@ -55,6 +55,8 @@ def picture(rows: Sequence[Any], *, k: int) -> bytes:
             n, k / (n - 1), color=GREY, linestyle=":", label="chance for one pair of layers, k/(n − 1)"
         )
         samples.set(xscale="log", xlabel="samples n", ylabel="alignment of the largest models", ylim=(0, 1))
+        samples.set_xticks(n, [f"{count:.0f}" for count in n])
+        samples.minorticks_off()
         samples.legend(fontsize=8, frameon=False)
     scatter(pixels, rows, [row.pixels for row in rows], aligned, colors)
     pixels.set(xlabel="alignment with the raw pixels", ylabel="alignment with other families")
