@@ -29,9 +29,8 @@ def make(trained: TrainedRun) -> SectionResult | None:
     outliers = [norm_outliers(each) for each in norms]
     stride = stride_for(config)
     drawn = np.linspace(0, len(images) - 1, min(DRAWN, len(images))).astype(int)
-    maps = fine_maps(
-        trained, images[drawn], lambda params, x: attention_maps(trained.run.model, params, x), stride
-    )
+    model = trained.run.model
+    maps = fine_maps(trained, lambda params, x: attention_maps(model, params, x), stride)(images[drawn])
     who = "the class token" if config.pool == "class" else "all tokens, on average,"
     gallery = _gallery(maps, pictures[drawn], [names[i] for i in drawn], config.depth, who)
     rows = [

@@ -39,17 +39,18 @@ def stride_for(config: ImageConfig) -> int:
 
 
 def fine_maps(
-    trained: TrainedRun, images: np.ndarray, read: Callable[[Any, jax.Array], jax.Array], stride: int
-) -> np.ndarray:
-    """`read(params, inputs)` `[b, …, rows, columns]` of the images and of shifted ones as one finer map, see `at_shifts`."""
+    trained: TrainedRun, read: Callable[[Any, jax.Array], jax.Array], stride: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images to `read(params, inputs)` `[b, …, rows, columns]` of them and of shifted ones as one finer map,
+    see `at_shifts`. It is compiled once for images of one shape.
+    """
     inputs, patch_size = trained.run.task.inputs, trained.run.config.model.patch_size
     jitted = jax.jit(
         lambda params, images: read(params, inputs({"image": images})),
         out_shardings=replicated(trained.run.mesh),
     )
-    return at_shifts(
-        lambda images: jax.device_get(jitted(trained.params, images)),
-        images,
-        patch_size=patch_size,
-        stride=stride,
-    )
+
+    def look(images: np.ndarray) -> np.ndarray:
+        return jax.device_get(jitted(trained.params, images))
+
+    return lambda images: at_shifts(look, images, patch_size=patch_size, stride=stride)

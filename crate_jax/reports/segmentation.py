@@ -1,5 +1,6 @@
 """Objects that a model's token features tell apart, without labels: MaskCut, and principal components as colours."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     images, names, pictures = some_images(trained, IMAGES)
     kind = "keys" if compares_tokens(trained.run.model) else "tokens"
     stride = stride_for(config)
-    features = token_maps(trained, images, kind, stride)
+    features = token_maps(trained, kind, stride)(images)
     grid, flat = features.shape[1:3], features.reshape(len(images), -1, features.shape[-1])
     cuts = [maskcut(each, grid, threshold=THRESHOLD, objects=OBJECTS) for each in flat]
     colours = {"all tokens": joint_pca(flat), "foreground": joint_pca(flat, foreground=True)}
@@ -70,8 +71,8 @@ def make(trained: TrainedRun) -> SectionResult | None:
     )
 
 
-def token_maps(trained: TrainedRun, images: np.ndarray, kind: str, stride: int) -> np.ndarray:
-    """Features of the last layer's patches `[m, rows, columns, f]`."""
+def token_maps(trained: TrainedRun, kind: str, stride: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images to the features of the last layer's patches `[m, rows, columns, f]`."""
     model = trained.run.model
     patch_size, reader = trained.run.config.model.patch_size, token_reader(kind)
 
@@ -81,7 +82,8 @@ def token_maps(trained: TrainedRun, images: np.ndarray, kind: str, stride: int) 
         maps = features[:, -rows * columns :].reshape(len(inputs), rows, columns, -1)
         return maps.transpose(0, 3, 1, 2)
 
-    return fine_maps(trained, images, read, stride).transpose(0, 2, 3, 1)
+    maps = fine_maps(trained, read, stride)
+    return lambda images: maps(images).transpose(0, 2, 3, 1)
 
 
 def _row(number: int, name: str, cuts: list[Cut]) -> list[object]:
