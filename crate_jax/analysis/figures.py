@@ -180,11 +180,11 @@ def subspaces(overlap: np.ndarray, energy: np.ndarray, *, chance: float) -> byte
     return as_svg(figure)
 
 
-def heads(change: np.ndarray) -> bytes:
-    """A number for each head of each layer, `[layers, heads]`, as a table of shades; an SVG."""
+def heads(change: np.ndarray, first: int = 0) -> bytes:
+    """A number for each head, `[layers, heads]`, as a table of shades, layers numbered from `first` + 1; an SVG."""
     depth, count = change.shape
     figure, axis = plt.subplots(figsize=(1.6 + 0.62 * count, 1.1 + 0.42 * depth))
-    shades = axis.pcolormesh(change, cmap="cividis", vmin=0, edgecolors="none")
+    axis.pcolormesh(change, cmap="cividis", vmin=0, edgecolors="none")
     middle = change.max() / 2
     for layer, head in np.ndindex(change.shape):
         # Named colours would follow the reader's theme; these stand on the shades.
@@ -199,11 +199,10 @@ def heads(change: np.ndarray) -> bytes:
             fontsize=8,
         )
     axis.set_xticks(np.arange(count) + 0.5, np.arange(count) + 1)
-    axis.set_yticks(np.arange(depth) + 0.5, np.arange(depth) + 1)
+    axis.set_yticks(np.arange(depth) + 0.5, first + np.arange(depth) + 1)
     axis.invert_yaxis()
     axis.set_xlabel("head")
     axis.set_ylabel("layer")
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
-    del shades
     return as_svg(figure)

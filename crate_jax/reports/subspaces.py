@@ -7,8 +7,9 @@ import numpy as np
 
 from crate_jax.analysis import figures
 from crate_jax.analysis import subspaces as geometry
-from crate_jax.parallel.sharding import replicated, shard_batch
+from crate_jax.parallel.sharding import replicated
 from crate_jax.reports.base import Figure, SectionResult, Table, TrainedRun
+from crate_jax.reports.looking import affordable, batches
 
 MEASURED = 256
 TEXT = (
@@ -102,10 +103,9 @@ def _measure(trained: TrainedRun) -> tuple[dict[str, np.ndarray], dict[str, np.n
     look, read = (jax.jit(each, out_shardings=replicated(run.mesh)) for each in (look, read))
     parts: dict[str, list[np.ndarray]] = {}
     parameters: dict[str, np.ndarray] = {}
-    source = trained.examples(MEASURED)
-    for batch in run.data.eval_batches(source):
-        real, placed = batch["mask"] > 0, shard_batch(batch, run.mesh)
-        for name, value in jax.device_get(look(trained.params, placed)).items():
-            parts.setdefault(name, []).append(value[:, real])
-        parameters = parameters or jax.device_get(read(trained.params, placed))
+    source = trained.examples(affordable(trained, MEASURED))
+    for batch in batches(source):
+        for name, value in jax.device_get(look(trained.params, batch)).items():
+            parts.setdefault(name, []).append(value)
+        parameters = parameters or jax.device_get(read(trained.params, batch))
     return {name: np.concatenate(each, axis=1) for name, each in parts.items()}, parameters, len(source)
