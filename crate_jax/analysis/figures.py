@@ -152,7 +152,7 @@ def subspaces(overlap: np.ndarray, energy: np.ndarray, *, chance: float) -> byte
       an SVG.
     """
     depth, heads = energy.shape
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, panels = plt.subplots(2, 1, figsize=(5.6, 5.8), sharex=True)  # One above the other, for phones.
     layers = np.arange(1, depth + 1)
     others = (overlap.sum(axis=-1) - np.einsum("lkk->lk", overlap)) / max(heads - 1, 1)
     for axis, values, color, title in (
@@ -170,12 +170,12 @@ def subspaces(overlap: np.ndarray, energy: np.ndarray, *, chance: float) -> byte
             label="mean of heads",
         )
         axis.axhline(chance, color=GREY, linestyle="--", label="chance, p/d")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("layer")
+        axis.set_title(title, fontsize=11)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylim(0, None)
         axis.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(fontsize=8, frameon=False)
+    panels[1].set_xlabel("layer")
+    panels[0].legend(fontsize=9, frameon=False)
     figure.tight_layout()
     return as_svg(figure)
 

@@ -22,7 +22,7 @@ TEXT = (
     "smallest, takes the connected part at the peak of the eigenvector for an object, and repeats without it, at "
     "most {objects} times; a later cut is refused if it overlaps the one before or is smaller than 1 % of the "
     "image. The colours are the first three principal components of all images' tokens together, {explained:.0f} % "
-    "of their variance, so that equal colours mean like features; on the right those of the foreground alone, the "
+    "of their variance, so that equal colours mean like features; “foreground” has those of the foreground alone, the "
     "smaller side of the first component. Small models on small images need not find objects: this shows what they "
     "do find."
 )
@@ -120,6 +120,6 @@ def _gallery(
         ]
         objects = {0: "no object", 1: "one object"}.get(len(kept), f"{len(kept)} objects")
         alt = f"Image {number} ({name}): the image, {objects} found by MaskCut, principal components as colours."
-        figures.append(Figure(f"segmentation-{number}.png", sheet(tiles, columns=4), alt))
+        figures.append(Figure(f"segmentation-{number}.png", sheet(tiles, columns=2), alt))
     numbers = [f"{number}: {name}" for number, name in enumerate(names, 1)]
     return Gallery("Objects and components", {"image": numbers}, figures)

@@ -71,8 +71,8 @@ def make(trained: TrainedRun) -> SectionResult | None:
     }
     image = figures.subspaces(np.array([each.overlap for each in layers]), mean["energy"], chance=width / dim)
     alt = (
-        f"Left: mean overlap of each subspace with the {heads - 1} others, by layer, from {min(overlaps):.3f} to "
-        f"{max(overlaps):.3f} on average over heads; chance is {width / dim:.3f}. Right: share of the tokens' energy "
+        f"Above: mean overlap of each subspace with the {heads - 1} others, by layer, from {min(overlaps):.3f} to "
+        f"{max(overlaps):.3f} on average over heads; chance is {width / dim:.3f}. Below: share of the tokens' energy "
         "in each subspace, by layer."
     )
     caption = "Each thin line is a head, the thick line their mean, the dashed line chance."
