@@ -18,7 +18,7 @@ from crate_jax import InputError
 from crate_jax.data import folders
 from crate_jax.parallel import processes
 from crate_jax.reports import comparison
-from crate_jax.reports.writing import write_report
+from crate_jax.reports.writing import chosen, write_report
 from crate_jax.runs import cli
 from crate_jax.runs.console import table
 from crate_jax.runs.flags import once_each
@@ -32,6 +32,9 @@ class Flags(cli.WorkdirFlags, processes.JobFlags):
 
     input: Path | None = setting(
         None, "A folder of images to look at, with those in its folders; left out: the run's own test images."
+    )
+    sections: str | None = setting(
+        None, "Sections to make, separated by commas, the others kept as they are; left out: all that apply."
     )
     output: Path | None = setting(
         None,
@@ -50,10 +53,10 @@ def main(argv: list[str]) -> int | None:
         )
     if flags.input is not None:
         folders.unlabelled(flags.input)  # Said before any model is opened.
-    failed = False
+    sections, failed = chosen(flags.sections), False
     for each, config, path, overrides in parsed:
         opened = open_run(path, each.checkpoint, config=config, overrides=overrides)
-        outcome = write_report(opened, images=each.input)
+        outcome = write_report(opened, sections, images=each.input)
         table(f"{path} at step {opened.step}", outcome.written)
         failed |= bool(outcome.failed)
     if len(workdirs) > 1 and processes.is_first():

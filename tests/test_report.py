@@ -117,6 +117,7 @@ def test_other_images_of_any_size(trained, tmp_path, capsys):
         (["--output={0}/page.html"], "--output: found one --workdir; accepted with two or more"),
         (["--workdir={0}"], r"holds no config\.json"),
         (["--checkpoint=77"], "77"),
+        (["--sections=layers"], "--sections: .*'layers'"),
         (["--config.model.heads=0"], "config.model.heads|model.heads"),
         (["--config.data.image_size=10"], "4 does not divide data.image_size 10 px"),
     ],

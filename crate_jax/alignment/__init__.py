@@ -23,6 +23,7 @@ from crate_jax.alignment.knn import cycle_knn, edit_distance_knn, jaccard_knn, l
 from crate_jax.alignment.measure import Measure
 from crate_jax.alignment.measures import MEASURES, measure
 from crate_jax.alignment.neighbors import nearest_neighbors
+from crate_jax.alignment.pmi import pmi_kernel
 
 __all__ = [
     "MEASURES",
@@ -46,6 +47,7 @@ __all__ = [
     "nearest_neighbors",
     "p_values",
     "permutations",
+    "pmi_kernel",
     "procrustes",
     "pwcca",
     "rsa",
