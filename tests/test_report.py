@@ -100,7 +100,8 @@ def test_other_images_of_any_size(trained, tmp_path, capsys):
     for place, shape in (("a.png", (20, 31, 3)), ("more/b.png", (9, 8, 3)), ("more/c.png", (8, 8))):
         (tmp_path / "photos" / place).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / "photos" / place), rng.integers(0, 256, shape, np.uint8))
-    assert report.main(["report", f"--workdir={tmp_path / 'run'}", f"--input={tmp_path / 'photos'}"]) is None
+    flags = [f"--workdir={tmp_path / 'run'}", f"--input={tmp_path / 'photos'}", "--sections=loss,layerwise"]
+    assert report.main(["report", *flags]) is None
     values = json.loads((tmp_path / "run" / "report" / "layerwise.json").read_text())
     assert values["count"] == 3 and "photos" in values["examples"] and "training_examples" not in values
     assert "images of" in (tmp_path / "run" / "report" / "index.html").read_text()
