@@ -14,10 +14,10 @@ the 10,000 held-out sums right in every digit.
 Variants (--config=configs/addition.py:VARIANT):
     crate            the same with CRATE-GPT's blocks (causal MSSA, ISTA)
     reversed         the sum is written with its last digit first, so that no carry has to be foreseen; crate_reversed
-    dropout          the default with a tenth of the entries dropped while training, as in Lu's demonstration
+    dropout          the default with a tenth of the entries dropped while training, as in the demonstration below
     finite           the default on no more than 10,000 pairs, seen again and again: what it learns by heart is no help with
                      the others; any other number by --config.data.train_split=train[:NUMBER]
-    digits8          the task and schedule of Lu's demonstration (github.com/yulundu/compression): eight digits, 28 symbols,
+    digits8          the task and schedule of the demonstration github.com/yulundu/compression: eight digits, 28 symbols,
                      minGPT's gpt-mini (6 layers, 6 heads, width 192), batch 512, AdamW(0.9, 0.98) at a constant 1e-3. For a
                      GPU; not run here. digits8_crate, digits8_reversed and digits8_crate_reversed likewise
 
