@@ -129,7 +129,7 @@ def test_settings_load_nothing():
     assert run.stdout.split() == []
 
 
-@pytest.mark.parametrize("library", ["crate_jax.objectives"])
+@pytest.mark.parametrize("library", ["crate_jax.alignment", "crate_jax.objectives"])
 def test_a_library_loads_jax_and_nothing_else(library):
     program = f"import sys, {library}; print(*[name for name in {HEAVY} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
