@@ -63,7 +63,7 @@ def english() -> Config:
     model = models.IGPTConfig(vocab_size=256, num_positions=64, dim=96, depth=4, heads=3)
     config, data = gpt(), DataConfig(name="text:data/english")
     optimizer = dataclasses.replace(config.optimizer, lr=2e-3)
-    return dataclasses.replace(config, model=model, total=steps(3000), data=data, optimizer=optimizer)
+    return dataclasses.replace(config, model=model, total=steps(2400), data=data, optimizer=optimizer)
 
 
 def english_crate() -> Config:
