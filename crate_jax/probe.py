@@ -1,92 +1,45 @@
 """Probe every layer: linear classifier and nearest neighbours, beside an untrained network and raw pixels.
 
     python -m crate_jax.probe --workdir=runs/igpt
-    python -m crate_jax.probe --checkpoint=crate_b.pth --family=crate --heads=12 --workdir=runs/b --config.data.name=npz:FILE
+    python -m crate_jax.probe --workdir=runs/crate-b --config.data.name=npz:FILE
 
 Writes report/probe.json and report/probe.png in the run's folder.
 """
 
 import dataclasses
 import json
-import math
-from pathlib import Path
 
 import jax
 
-from crate_jax import InputError, models, weights
+from crate_jax import InputError, models
 from crate_jax.analysis import features, figures, linear_probe
 from crate_jax.analysis.linear_probe import Probe
 from crate_jax.parallel import processes
 from crate_jax.parallel.sharding import tree_shardings
 from crate_jax.runs import cli
-from crate_jax.runs.config import Config, DataConfig
 from crate_jax.runs.console import console, wide_table
 from crate_jax.runs.metrics import write_if_possible
 from crate_jax.settings import setting
 from crate_jax.training.building import Run
-from crate_jax.training.checkpoint import BEST, LATEST
 from crate_jax.training.opening import open_model, open_run
-from crate_jax.training.restoring import at_resolution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags(cli.WorkdirFlags, processes.JobFlags):
-    """Those of a run and of a job, and what else may be probed."""
+    """Those of a run and of a job, and the untrained network."""
 
     random: bool = setting(False, "Probe the untrained network alone.")
-    checkpoint: str = setting(
-        LATEST,
-        "The checkpoint: latest, best, or the step of one that is kept; or a released file, in place of a run's.",
-    )
-    family: str | None = setting(None, "The family of the released checkpoint.", choices=weights.FAMILIES)
-    heads: int | None = setting(None, "Its number of heads.", least=1)
 
 
 def main(argv: list[str]) -> None:
-    checkpoint = cli.peek(argv, Flags).checkpoint
-    if checkpoint not in (LATEST, BEST) and not checkpoint.isdecimal():
-        run, params = open_released(argv)
-        probe(run, {Path(checkpoint).stem: params})
-        return
     flags, config, path, overrides = cli.parse_workdir(argv, Flags)
     if flags.random:
         probe(open_model(config, path), {})
     else:
         run, params, step = open_run(
-            path, checkpoint, config=config, overrides=overrides, match_classes=False
+            path, flags.checkpoint, config=config, overrides=overrides, match_classes=False
         )
         probe(run, {f"step-{step}": params})
-
-
-def open_released(argv: list[str]) -> tuple[Run, models.Params]:
-    """The released checkpoint of `--checkpoint=FILE --family=… --heads=… --workdir=… --config.data.name=…`.
-
-    The workdir may be a new folder. Images are normalised as `--config.data.mean` and `--config.data.std` say; those of a
-    model of colour tokens become tokens by the palette of its makers, `--config.data.palette=FILE`.
-
-    Raises:
-      InputError: a flag is missing, or the checkpoint is not of the family (see `weights.load`).
-    """
-    flags = cli.peek(argv, Flags)
-    if flags.family is None or flags.heads is None:
-        raise InputError(
-            f"--checkpoint needs --family ({', '.join(weights.FAMILIES)}) and --heads (their number) beside it"
-        )
-    model, params = weights.load(flags.checkpoint, flags.family, heads=flags.heads)
-    if isinstance(model, models.TokenConfig):
-        default = Config(
-            model=model,
-            task="autoregressive" if model.causal else "bert",
-            data=DataConfig(image_size=math.isqrt(model.num_positions)),
-        )
-    else:
-        default = Config(model=model, data=DataConfig(image_size=model.image_size, channels=model.channels))
-    _, config, path, overrides = cli.parse_workdir(argv, Flags, default)
-    if "data.name" not in overrides:
-        raise InputError("--checkpoint needs the data beside it, such as --config.data.name=folder:PATH")
-    run = open_model(config, path)
-    params = at_resolution(params, model, run.config.model)
-    return run, jax.device_put(params, tree_shardings(params, run.mesh))
 
 
 def probe(run: Run, networks: dict[str, models.Params]) -> dict[str, Probe]:

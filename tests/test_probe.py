@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, load_config
 
-from crate_jax import InputError, probe, weights
+from crate_jax import InputError, convert, probe, weights
 from crate_jax.analysis import features, linear_probe
 from crate_jax.data import sources
 from crate_jax.runs import cli
@@ -62,11 +62,13 @@ def test_a_released_checkpoint_on_data_of_other_classes(workdir, folder, tmp_pat
     _, config, _, overrides = cli.parse_workdir(["", f"--workdir={workdir}", data], cli.WorkdirFlags)
     run, params, _ = open_run(workdir, config=config, overrides=overrides, match_classes=False)
     np.savez(tmp_path / "released.npz", **weights.export(params, "crate"))
-    flags = [f"--checkpoint={tmp_path / 'released.npz'}", "--family=crate", "--heads=2", data]
-    probe.main(["probe", f"--workdir={tmp_path / 'out'}", *flags])
-    assert list(read(tmp_path / "out")) == ["released", "untrained", "pixels"]
+    out = tmp_path / "out"
+    flags = ["--heads=2", "--config.data.mean=(0.5,)", "--config.data.std=(0.5,)"]
+    convert.main(["convert", f"--input={tmp_path / 'released.npz'}", f"--output={out}", *flags])
+    probe.main(["probe", f"--workdir={out}", data])
+    assert list(read(out)) == ["step-0", "untrained", "pixels"]
     trained = features.extract(features.network(run, params, "trained"), "test")
-    (released,) = (tmp_path / "out" / "features").glob("released-test-*/features-*.npy")
+    (released,) = (out / "features").glob("step-0-test-*/features-*.npy")
     np.testing.assert_allclose(np.load(released), trained.read(), rtol=1e-4, atol=1e-5)
     assert set(trained.labels) == {0, 1}
 
@@ -79,21 +81,12 @@ def test_a_released_colour_model_with_its_palette(tmp_path):
     np.save(tmp_path / "palette.npy", rng.uniform(-1, 1, (16, 3)).astype(np.float32))
     images, labels = rng.integers(0, 256, (60, 4, 4, 3), np.uint8), np.arange(60) % 3
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
-    probe.main(
-        [
-            "probe",
-            f"--workdir={tmp_path / 'run'}",
-            f"--checkpoint={tmp_path / 'released.npz'}",
-            "--family=igpt_hf",
-            "--heads=4",
-            f"--config.data.name=npz:{tmp_path / 'data.npz'}",
-            f"--config.data.palette={tmp_path / 'palette.npy'}",
-            "--config.batch_size=16",
-        ]
-    )
+    flags = [f"--input={tmp_path / 'released.npz'}", "--heads=4", f"--palette={tmp_path / 'palette.npy'}"]
+    convert.main(["convert", *flags, f"--output={tmp_path / 'run'}", "--config.batch_size=16"])
+    probe.main(["probe", f"--workdir={tmp_path / 'run'}", f"--config.data.name=npz:{tmp_path / 'data.npz'}"])
     probes = json.loads((tmp_path / "run" / "report" / "probe.json").read_text())["probes"]
     assert {name: len(values["accuracy"]) for name, values in probes.items()} == {
-        "released": 2,
+        "step-0": 2,
         "untrained": 2,
         "pixels": 1,
     }
@@ -112,12 +105,7 @@ def test_the_untrained_network_needs_no_checkpoint(workdir, tmp_path):
         (["--workdir=/nowhere"], "/nowhere holds no config.json"),
         (["--workdir={workdir}", "--config.model.dim=32"], "the model of a trained run cannot be changed"),
         (["--workdir={workdir}", "--config.data.name=folder:{empty}"], "holds no images in class folders"),
-        (["--workdir={empty}", "--checkpoint=x.npz"], "--checkpoint needs --family"),
-        (
-            ["--workdir={empty}", "--checkpoint=x.npz", "--family=resnet", "--heads=2"],
-            "found 'resnet'; accepted",
-        ),
-        (["--workdir={empty}", "--checkpoint=x.npz", "--family=crate", "--heads=2"], "no file x.npz"),
+        (["--workdir={workdir}", "--checkpoint=x.npz"], "--checkpoint: found x.npz; accepted in"),
     ],
 )
 def test_mistakes(workdir, tmp_path, flags, message):

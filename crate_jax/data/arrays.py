@@ -16,7 +16,7 @@ from crate_jax.data.dataset import SPLITS, LabelledImages, Source, held_out_fift
 
 
 @dataclasses.dataclass(frozen=True)
-class _Arrays:
+class ArraySource:
     """A source over images in memory: uint8 [n, h, w, c] and int32 labels [n]."""
 
     images: np.ndarray
@@ -49,7 +49,7 @@ class Digits(LabelledImages):
 
     def load(self, split: str) -> Source:
         chosen = self._chosen[split]
-        return _Arrays(self._images[chosen], self._labels[chosen])
+        return ArraySource(self._images[chosen], self._labels[chosen])
 
 
 class Npz(LabelledImages):
@@ -136,4 +136,4 @@ class Npz(LabelledImages):
         with self._archive() as archive:
             images = archive[name][chosen]
         images = images if images.ndim == 4 else images[..., None]
-        return _Arrays(images, self._numbers[split])
+        return ArraySource(images, self._numbers[split])

@@ -20,6 +20,8 @@
 ``stdlib``            text: the source code of Python's own library, the modules at its top; about 5 MB
 ``text:PATH``         text: a file, or a folder of files, or one with train/ and test/; of a text without a
                       test part the last tenth is held out
+``letters``           1,560 printed capitals of 8×8 pixels and 17 grey levels, 26 classes, as a second data set
+                      for models of the digits; a stratified fifth (312) is the test split
 ====================  ======================================================================================
 
 A held-out fifth is the same in every run, whatever the seed. Splits are asked for as in TensorFlow datasets, see
@@ -37,6 +39,7 @@ from crate_jax.data.addition import Addition
 from crate_jax.data.arrays import Digits, Npz
 from crate_jax.data.dataset import Dataset, DatasetInfo, Joined, Part, Source, Tokens, select
 from crate_jax.data.folders import Folder
+from crate_jax.data.letters import Letters
 from crate_jax.data.parquet import Parquet
 from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
@@ -83,6 +86,7 @@ SOURCES: dict[str, Kind] = {
     "addition": Kind(lambda options, place: Addition(options), "OPTIONS"),
     "stdlib": Kind(lambda _, place: Text.standard_library(), "", BYTES),
     "text": Kind(lambda path, place: Text(_path(path), place.exclude), tokens=BYTES),
+    "letters": Kind(lambda _, place: Letters(), ""),
 }
 
 

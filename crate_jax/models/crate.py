@@ -88,7 +88,7 @@ class CRATEBlock(nnx.Module):
         if not return_intermediates:
             return sparse, {}
         seen = self.mssa.intermediates(z, normed, update, compressed, self.mssa_norm(compressed))
-        return sparse, {**seen, "ista_out": sparse, "out": sparse}
+        return sparse, {**seen, "ista_out": sparse, "out": sparse, "out_normed": self.mssa_norm(sparse)}
 
     def decode(self, z: jax.Array, cache: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The block on one token `[b, d]`, given those before it (see `MSSA.decode`)."""

@@ -102,7 +102,7 @@ class CRATEAlphaBlock(nnx.Module):
         if not return_intermediates:
             return out, {}
         seen = self.mssa.intermediates(z, normed, update, compressed, self.mssa_norm(compressed))
-        return out, {**seen, "ista_out": codes, "out": out}
+        return out, {**seen, "ista_out": codes, "out": out, "out_normed": self.mssa_norm(out)}
 
 
 class CRATEAlpha(ImageClassifier):

@@ -86,9 +86,9 @@ class ViTBlock(nnx.Module):
         mixed = attend(query[:, :wanted], key, value, real=real, kernel=kernel)
         attended = x[:, :wanted] + self.attention_output(mixed)
         out = attended + self.mlp(self.mlp_norm(attended))
-        return out, (
-            {"normed": normed, "attention_out": attended, "out": out} if return_intermediates else {}
-        )
+        if not return_intermediates:
+            return out, {}
+        return out, {"normed": normed, "attention_in": x, "attention_out": attended, "out": out}
 
 
 class ViT(ImageClassifier):

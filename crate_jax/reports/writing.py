@@ -24,6 +24,8 @@ from crate_jax.runs.workdir import without_none
 from crate_jax.training.opening import Opened
 
 PAGE = "index.html"
+# The console counts the pictures of a section that has more than this, and names the others.
+SEVERAL = 3
 
 
 @dataclasses.dataclass
@@ -88,13 +90,13 @@ def _publish(name: str, result: SectionResult, trained: TrainedRun, outcome: Out
     folder, files = trained.run.workdir / "report", []
     for table in result.tables:
         wide_table(table.title, list(table.columns), [list(row) for row in table.rows])
-    for figure in result.figures:
+    pictures = [*result.figures, *(figure for gallery in result.galleries for figure in gallery.figures)]
+    for figure in pictures:
         _write(folder / figure.file, figure.image)
-        files.append(str(folder / figure.file))
-    for gallery in result.galleries:
-        for figure in gallery.figures:
-            _write(folder / figure.file, figure.image)
-        files.append(f"{gallery.title}: {len(gallery.figures)} pictures")
+    if len(pictures) <= SEVERAL:
+        files += [str(folder / figure.file) for figure in pictures]
+    else:
+        files.append(f"{len(pictures)} pictures, {folder / pictures[0].file} the first")
     if result.values is not None:
         _write(folder / f"{name}.json", json.dumps(result.values, indent=1) + "\n")
         files.append(str(folder / f"{name}.json"))

@@ -76,11 +76,6 @@ def parse(argv: list[str], kind: type[F]) -> F:
     return flags
 
 
-def peek(argv: list[str], kind: type[F]) -> F:
-    """The flags alone, before it is known what the rest of the command line is; those that are required may be None."""
-    return take(argv, kind, required=False)[0]
-
-
 def parse_changes(argv: list[str], kind: type[F]) -> tuple[F, list[str]]:
     """The flags, and the --config.KEY=VALUE that are passed on to other commands, each as one word.
 

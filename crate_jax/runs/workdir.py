@@ -18,6 +18,8 @@ from crate_jax.runs.metrics import read_metrics, write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
+# Where the parameters of a run that was not trained here come from.
+PROVENANCE = "provenance.json"
 # Of a model's fields those that may differ from start to start: how it is computed or how it began, not what it is.
 FREE = ("model.scan", "model.remat", "model.attention_kernel", "model.mssa_std")
 # Settings of older versions that no longer exist and never changed what a run computes.
@@ -39,6 +41,11 @@ def check(workdir: Path, config: Config, info: DatasetInfo | None = None) -> lis
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir: {workdir} is a file; accepted: a folder, or a name for a new one")
+    if (workdir / PROVENANCE).is_file():
+        raise InputError(
+            f"--workdir: {workdir} holds parameters from elsewhere ({PROVENANCE}); to train from them give a new --workdir "
+            f"and --config.init_from={workdir}"
+        )
     if not (workdir / "config.json").exists():
         if has_checkpoints(workdir):
             raise InputError(

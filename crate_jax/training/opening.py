@@ -63,7 +63,7 @@ def open_run(
         data = dataclasses.replace(
             data, image_size=trained.data.image_size, image_width=trained.data.image_width
         )
-    find, classes = _finder(data, workdir), info.class_names
+    find, classes = _finder(data, workdir), info.class_names or None
     if any(getattr(data, name) != getattr(trained.data, name) for name in WHICH_EXAMPLES):
         info = _other_data(config, data, info, find)
         classes = classes if match_classes else None
@@ -134,6 +134,11 @@ def _finder(data: DataConfig, workdir: Path) -> Find:
     find = run_data.finder(data, exclude=str(workdir))
 
     def found() -> sources.Dataset:
+        if data.name == run_data.UNKNOWN:
+            raise InputError(
+                f"--workdir: {workdir} does not say which data it was trained on; say what to look at with "
+                "--config.data.name=NAME"
+            )
         try:
             return find()
         except InputError as error:

@@ -16,6 +16,8 @@ from crate_jax.parallel.sharding import batch_part
 from crate_jax.runs.config import Config, DataConfig
 from crate_jax.tasks import crops_of
 
+# What the data of a run are called where nobody knows them.
+UNKNOWN = "unknown"
 # Finds the data when it is first called, and remembers them.
 Find = Callable[[], sources.Dataset]
 

@@ -1,287 +1,326 @@
 """Reading and writing checkpoints by the tables."""
 
-import math
+import dataclasses
+import functools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from crate_jax import InputError, models
 from crate_jax.settings import one_of
-from crate_jax.weights import tables
+from crate_jax.weights import families, files, names, tables
+from crate_jax.weights.families import FAMILIES, some
+from crate_jax.weights.stored import Stored
 
-# Names that wrappers put in front of every parameter, and keys under which trainers store the weights.
-PREFIXES = ("module.", "_orig_mod.", "params/")
-CONTAINERS = ("state_dict", "model", "model_state_dict")
-# What trainers that save flat files keep beside the weights.
-TRAINER_STATE = ("opt/", "chrono/")
-
-
-class ReleasedFormat(NamedTuple):
-    """A released format: its table and how the configuration follows from the shapes."""
-
-    table: list[tables.Entry]
-    config: Any  # (mapping of arrays, heads) -> model configuration
-
-
-def _crate_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEConfig:
-    dim, patch_dim = arrays["to_patch_embedding.2.weight"].shape
-    patch, channels = tables.patch_shape(patch_dim)
-    inner = arrays["transformer.layers.0.0.fn.qkv.weight"].shape[0]
-    _check_heads(heads, inner, "qkv")
-    return models.CRATEConfig(
-        **_square_images(arrays["pos_embedding"].shape[1] - 1, patch, channels),
-        num_classes=arrays["mlp_head.1.weight"].shape[0],
-        dim=dim,
-        depth=_depth(arrays, r"transformer\.layers\.(\d+)\."),
-        heads=heads,
-        head_dim=inner // heads,
-    )
-
-
-def _crate_alpha_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEAlphaConfig:
-    dim, channels, patch, _ = arrays["conv1.weight"].shape
-    return _alpha(
-        arrays,
-        heads,
-        images=_square_images(arrays["pos_embedding"].shape[1] - 1, patch, channels),
-        num_classes=arrays["mlp_head.1.weight"].shape[0],
-        dim=dim,
-        depth=_depth(arrays, r"transformer\.layers\.(\d+)\."),
-        dictionary="transformer.layers.0.1.fn.D",
-    )
-
-
-def _crate_alpha_npz_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEAlphaConfig:
-    patch, _, channels, dim = arrays["embedding/kernel"].shape
-    return _alpha(
-        arrays,
-        heads,
-        images=_square_images(arrays["pos_embedding"].shape[1] - 1, patch, channels),
-        num_classes=arrays["head/kernel"].shape[1],
-        dim=dim,
-        depth=_depth(arrays, r"Transformer/encoderblock_(\d+)/"),
-        dictionary="Transformer/encoderblock_0/OvercompleteISTABlock_0/D",
-    )
-
-
-def _alpha(arrays, heads: int, *, images, num_classes, dim, depth, dictionary) -> models.CRATEAlphaConfig:
-    _check_heads(heads, dim, "the model")
-    overcomplete = arrays[dictionary].shape[1] // dim
-    return models.CRATEAlphaConfig(
-        **images, num_classes=num_classes, dim=dim, depth=depth, heads=heads, overcomplete=overcomplete
-    )
-
-
-def _vit_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.ViTConfig:
-    dim, channels, patch, _ = arrays["patch_embed.proj.weight"].shape
-    _check_heads(heads, dim, "the model")
-    return models.ViTConfig(
-        **_square_images(arrays["pos_embed"].shape[1] - 1, patch, channels),
-        num_classes=arrays["head.weight"].shape[0],
-        dim=dim,
-        depth=_depth(arrays, r"blocks\.(\d+)\."),
-        heads=heads,
-        mlp_ratio=arrays["blocks.0.mlp.fc1.weight"].shape[0] / dim,
-    )
-
-
-def _square_images(tokens: int, patch: int, channels: int) -> dict[str, Any]:
-    """Released models see square images: the grid is that of the square root."""
-    if math.isqrt(tokens) ** 2 != tokens:
-        raise InputError(
-            f"checkpoint: found positions of {tokens} patches; accepted: a square number of them"
-        )
-    return {"image_size": math.isqrt(tokens) * patch, "patch_size": patch, "channels": channels}
-
-
-def _depth(arrays: Mapping[str, np.ndarray], pattern: str) -> int:
-    return len({match[1] for name in arrays if (match := re.match(pattern, name))})
-
-
-def _check_heads(heads: int, width: int, what: str) -> None:
-    if width % heads:
-        raise InputError(f"heads: found {heads}; accepted: a divisor of {width}, the width of {what}")
-
-
-def _crate_mae_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.CRATEMAEConfig:
-    dim, channels, patch, _ = arrays["patch_embed.proj.weight"].shape
-    inner = arrays["blocks.0.layers.0.0.fn.qkv.weight"].shape[0]
-    _check_heads(heads, inner, "qkv")
-    return models.CRATEMAEConfig(
-        **_square_images(arrays["pos_embed"].shape[1] - 1, patch, channels),
-        dim=dim,
-        depth=_depth(arrays, r"blocks\.(\d+)\."),
-        heads=heads,
-        head_dim=inner // heads,
-    )
-
-
-def _igpt_config(arrays: Mapping[str, np.ndarray], heads: int) -> models.IGPTConfig:
-    positions, dim = arrays["transformer.wpe.weight"].shape
-    _check_heads(heads, dim, "the model")
-    return models.IGPTConfig(
-        vocab_size=arrays["lm_head.weight"].shape[0],
-        num_positions=positions,
-        dim=dim,
-        depth=_depth(arrays, r"transformer\.h\.(\d+)\."),
-        heads=heads,
-        use_bias=True,
-    )
-
-
-FAMILIES = {
-    "crate": ReleasedFormat(tables.CRATE, _crate_config),
-    "crate_alpha": ReleasedFormat(tables.CRATE_ALPHA, _crate_alpha_config),
-    "crate_alpha_npz": ReleasedFormat(tables.CRATE_ALPHA_NPZ, _crate_alpha_npz_config),
-    "crate_mae": ReleasedFormat(tables.CRATE_MAE, _crate_mae_config),
-    "igpt_hf": ReleasedFormat(tables.IGPT_HF, _igpt_config),
-    "vit_timm": ReleasedFormat(tables.VIT_TIMM, _vit_config),
+# What later models add, by the names of its parameters: our models of these families have none of it.
+ADDED = {
+    r"\.ls[12]\.gamma$|\.gamma_[12]$": "layer scale",
+    r"\.attn\.[qk]_norm\.": "normed queries and keys",
+    r"^(dist_token|head_dist\.)": "DeiT's distillation token",
+    r"(^|\.)reg_token|register_tokens": "register tokens",
+    r"(^|\.)fc_norm\.": "a norm of the mean of the tokens in place of the class token",
+    r"(^|\.)norm_pre\.": "a norm before the blocks",
+    r"\.mlp\.w12\.": "a SwiGLU MLP",
+    r"running_(mean|var)$": "batch norm",
+    r"^cls_attn_blocks\.|pos_embeder\.": "the class attention and the Fourier positions of the released ToST",
 }
+# Fields of a configuration that parameters do not depend on, nor what a released model computes from them.
+FREE = ("scan", "remat", "dtype", "attention_kernel", "image_width", "mssa_std", "mask_ratio", "layer_scale")
+FLOAT_KINDS = "fV"  # bfloat16 is of kind V.
 
 
-def load(source: Mapping[str, Any] | str | Path, family: str, *, heads: int) -> tuple[Any, models.Params]:
-    """A released checkpoint as `(model_config, params)`.
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A released checkpoint of which names, shapes and types are known, and no value has been read.
+
+    Attributes:
+      family: a key of FAMILIES.
+      config: of the model.
+      heads: its number of heads; what it can be, in words, where the file does not tell and nobody was asked.
+      arrays: by released name.
+      notes: what is unusual, in sentences.
+      problems: why it does not fit the family; nothing where it does.
+    """
+
+    family: str
+    config: Any
+    heads: int | str
+    arrays: dict[str, Stored]
+    notes: list[str]
+    problems: list[str]
+
+    def computed_as(self, config: Any) -> "Released":
+        """The same with another configuration of the model, for what the arrays do not tell."""
+        problems = _problems(self.family, config, self.arrays)
+        return dataclasses.replace(self, config=config, problems=problems)
+
+    @property
+    def num_params(self) -> int:
+        """Numbers in the arrays."""
+        return sum(int(np.prod(array.shape)) for array in self.arrays.values())
+
+    @property
+    def types(self) -> dict[str, int]:
+        """How many arrays there are of each type."""
+        found = [str(array.dtype) for array in self.arrays.values()]
+        return {name: found.count(name) for name in sorted(set(found))}
+
+    def params(self, place: Callable[[Any], Any] | None = None) -> models.Params:
+        """The parameters, float32. One array at a time is taken from the file, or of a stack over the layers one layer.
+
+        Args:
+          place: given the abstract parameters, a tree of shardings: each device then gets its part and no more is kept.
+            None: NumPy arrays.
+        Raises:
+          InputError: what does not fit, all of it in one message, or a value that is not finite.
+        """
+        if self.problems:
+            raise InputError(f"{self.family} checkpoint does not fit: {'; '.join(self.problems)}")
+        abstract = _abstract(self.config)
+        shardings = {} if place is None else flat(place(abstract))
+        shapes = flat(abstract)
+        built: dict[str, Any] = {}
+        for entry in FAMILIES[self.family].table:
+            build = _Builder(
+                entry, self.arrays, self.config.heads, self.config.depth, shapes[entry.ours].shape
+            )
+            sharding = shardings.get(entry.ours)
+            if sharding is None:
+                built[entry.ours] = build(None)
+            else:
+                built[entry.ours] = jax.make_array_from_callback(build.shape, sharding, build)
+        return _nested(built)
+
+
+def inspect(
+    source: Mapping[str, Any] | str | Path,
+    family: str | None = None,
+    *,
+    heads: int | None = None,
+    part: str | None = None,
+    ask: bool = True,
+) -> Released:
+    """What a released checkpoint is, from its names and shapes; no value is read.
 
     Args:
-      source: a mapping from released names to arrays, or a .npz, .safetensors or .pth file. A .pth file is opened
-        with PyTorch's weights-only loader; it never runs code from the file.
-      family: one of FAMILIES.
-      heads: the number of heads; the weights do not tell.
+      source: a mapping from released names to arrays, or a file, see `files.open_file`.
+      family: a key of FAMILIES; None: found out.
+      heads: the number of heads; None: found out, where the shapes or the published sizes tell.
+      part: the key of the weights, where a file holds several.
+      ask: raise where the number of heads cannot be found out; else it is left open.
+    Raises:
+      InputError: a file that cannot be read, or whose names and shapes are those of no family.
+    """
+    if family is not None:
+        one_of("family", family, FAMILIES)
+    content = files.open_file(source) if isinstance(source, str | Path) else files.in_memory(source)
+    arrays, notes = names.find(content, part)
+    family = families.recognise(arrays, family)
+    arrays, constants = _without_constants(arrays, FAMILIES[family].constants)
+    if constants:
+        notes.append(f"left out: {constants} constant arrays, such as the mask of attention")
+    config, found = families.configure(family, arrays, heads, ask=ask)
+    notes += _casts(arrays)
+    return Released(family, config, found, arrays, notes, _problems(family, config, arrays))
+
+
+def load(
+    source: Mapping[str, Any] | str | Path, family: str | None = None, *, heads: int | None = None
+) -> tuple[Any, models.Params]:
+    """A released checkpoint as `(model_config, params)`, the parameters being float32 NumPy arrays.
+
+    Args:
+      source: a mapping from released names to arrays, or a file: .safetensors (one or an index of several), .npz, a file of
+        PyTorch, the index of a TensorFlow checkpoint. No code in it is ever run.
+      family: one of FAMILIES; left out: found out from the names.
+      heads: the number of heads; left out: found out, where the shapes or the published sizes tell.
     Raises:
       InputError: an unknown family or file, or names and shapes that are not those of the family; all missing, extra and
         misshapen entries are named in one message.
     """
-    one_of("family", family, FAMILIES)
-    arrays = _read(source) if isinstance(source, str | Path) else dict(source)
-    arrays = {
-        _strip(name): np.asarray(value, np.float32)
-        for name, value in arrays.items()
-        if not name.startswith(TRAINER_STATE)
-    }
-    if heads < 1:
-        raise InputError(f"heads: found {heads}; accepted: 1 or more")
-    table = FAMILIES[family].table
-    try:
-        config = FAMILIES[family].config(arrays, heads)
-    except InputError:
-        raise
-    except KeyError as error:
-        raise InputError(f"{family} checkpoint: no entry {error}; found {_some(arrays)}") from None
-    except (ValueError, IndexError):  # An array of another rank, where its shape says what the model is.
-        found = [f"{name} {array.shape}" for name, array in arrays.items()]
-        raise InputError(
-            f"{family} checkpoint does not fit: shapes of other ranks; found {_some(found)}"
-        ) from None
-    abstract = _flat(models.create(config).abstract_params)
-    flat, problems, used = {}, [], set()
-    for entry in table:
-        names = _names(entry, config.depth)
-        used.update(names)
-        missing = [name for name in names if name not in arrays]
-        if missing:
-            problems += [f"missing {name}" for name in missing]
-            continue
-        want = abstract[entry.ours].shape
-        try:
-            parts = [entry.load(arrays[name], heads) for name in names]
-            value = np.stack(parts) if "{layer}" in entry.released else parts[0]
-        except (ValueError, IndexError):
-            value = None
-        if value is None or value.shape != want:
-            shapes = sorted({arrays[name].shape for name in names})
-            problems.append(f"misshapen {entry.released} {shapes}, which must give {entry.ours} {want}")
-            continue
-        flat[entry.ours] = value
-    problems += [f"extra {name}" for name in arrays if name not in used]
-    if problems:
-        raise InputError(f"{family} checkpoint does not fit: " + "; ".join(problems))
-    return config, _nested(flat)
+    released = inspect(source, family, heads=heads)
+    return released.config, released.params()
 
 
-def export(params: models.Params, family: str) -> dict[str, np.ndarray]:
+def export(params: models.Params, family: str, config: Any = None) -> dict[str, np.ndarray]:
     """Our parameters under the released names; the inverse of `load`.
 
+    Args:
+      params: of a model.
+      family: one of FAMILIES.
+      config: of the model; None: it is not looked at.
     Raises:
-      InputError: an unknown family, or parameters that the released form has no place for or that it needs.
+      InputError: an unknown family, parameters that the released form has no place for or that it needs, or a model whose
+        released form would compute something else from them.
     """
     one_of("family", family, FAMILIES)
-    flat, table = _flat(params), FAMILIES[family].table
-    ours = [entry.ours for entry in table]
-    problems = [f"no place for {name}" for name in flat if name not in ours]
-    problems += [f"no {name} here, which it needs" for name in ours if name not in flat]
+    ours, table = flat(params), FAMILIES[family].table
+    known = [entry.ours for entry in table]
+    problems = [f"no place for {name}" for name in ours if name not in known]
+    problems += [f"no {name} here, which it needs" for name in known if name not in ours]
     if problems:
         raise InputError(f"the released form of {family} does not fit: " + "; ".join(problems))
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for entry in table:
-        value = np.asarray(flat[entry.ours])
-        if "{layer}" in entry.released:
-            for layer, part in enumerate(value):
-                out[entry.released.format(layer=layer)] = np.ascontiguousarray(entry.export(part))
-        else:
-            out[entry.released] = np.ascontiguousarray(entry.export(value))
+        value = np.asarray(ours[entry.ours])
+        for layer, part in enumerate(value) if entry.stacked else [(None, value)]:
+            exported = entry.export(part)
+            for name, array in zip(
+                entry.names, exported if len(entry.names) > 1 else (exported,), strict=True
+            ):
+                out[name if layer is None else name.format(layer=layer)] = np.ascontiguousarray(array)
+    if config is not None:
+        _check_form(out, family, config)
     return out
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"checkpoint: no file {path}")
+def _check_form(arrays: Mapping[str, np.ndarray], family: str, config: Any) -> None:
+    """Raise where the released code would compute something else: it knows the shapes, and what it has as constants."""
+    released, _ = families.configure(family, files.in_memory(arrays), config.heads)
+    other = [
+        f"model.{field.name} is {getattr(config, field.name)!r}, there {getattr(released, field.name, None)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in FREE and getattr(config, field.name) != getattr(released, field.name, None)
+    ]
+    if other:
+        raise InputError(f"the released form of {family} computes another model: {'; '.join(other)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Builder:
+    """Makes a part of one of our arrays from released ones, given its index: a slice for each axis."""
+
+    entry: tables.Entry
+    arrays: Mapping[str, Stored]
+    heads: int
+    depth: int
+    shape: tuple[int, ...]
+
+    def __call__(self, index: tuple[slice, ...] | None) -> np.ndarray:
+        index = (*(index or ()), *[slice(None)] * (len(self.shape) - len(index or ())))
+        if not self.entry.stacked:
+            return self._float32(self._one(None)[index])
+        layers = range(self.depth)[index[0]]
+        first = self._float32(self._one(layers[0])[index[1:]])
+        if len(layers) == 1:
+            return first[None]
+        out = np.empty((len(layers), *first.shape), np.float32)
+        out[0] = first
+        for place, layer in enumerate(layers[1:], 1):
+            out[place] = self._float32(self._one(layer)[index[1:]])
+        return out
+
+    def _one(self, layer: int | None) -> np.ndarray:
+        named = (name.format(layer=layer) for name in self.entry.names)
+        return self.entry.load(*(self.arrays[name].read() for name in named), self.heads)
+
+    def _float32(self, part: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            out = np.ascontiguousarray(part, np.float32)
+        if not np.isfinite(out).all():
+            raise InputError(f"checkpoint: {self.entry.names[0]} holds values that are not finite in float32")
+        return out
+
+
+@functools.lru_cache(8)
+def _abstract(config: Any) -> models.Params:
+    return models.create(config).abstract_params
+
+
+def _problems(family: str, config: Any, arrays: Mapping[str, Stored]) -> list[str]:
+    """What is missing, misshapen, of the wrong type, or has no place, in words."""
+    abstract = flat(_abstract(config))
+    missing: list[str] = []
+    misshapen: list[str] = []
+    used: set[str] = set()
+    for entry in FAMILIES[family].table:
+        per_layer = [
+            tuple(name.format(layer=layer) for name in entry.names)
+            for layer in (range(config.depth) if entry.stacked else (None,))
+        ]
+        used.update(name for one in per_layer for name in one)
+        if absent := [name for one in per_layer for name in one if name not in arrays]:
+            missing += absent
+            continue
+        want = abstract[entry.ours].shape
+        shapes = {tuple(arrays[name].shape for name in one) for one in per_layer}
+        if any(_loaded_shape(entry, one, config.heads) != want[entry.stacked :] for one in shapes):
+            found = sorted(shape for one in shapes for shape in one)
+            misshapen.append(
+                f"misshapen {' and '.join(entry.names)} {found}, which must give {entry.ours} {want}"
+            )
+    mistyped = [
+        name for name, array in arrays.items() if array.dtype.kind not in FLOAT_KINDS and name in used
+    ]
+    problems = [f"missing {name}" for name in _grouped(missing)] + misshapen
+    problems += [f"{name} is {arrays[name].dtype}, not of floating-point numbers" for name in mistyped]
+    extra = [name for name in arrays if name not in used]
+    return problems + [f"extra {name}{_what(name)}" for name in _grouped(extra)]
+
+
+def _loaded_shape(entry: tables.Entry, shapes: tuple[tuple[int, ...], ...], heads: int) -> tuple | None:
+    """The shape that arrays of these shapes have once arranged as ours; None where that cannot be."""
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return load_file(path)
-        if path.suffix in (".pth", ".pt", ".bin"):
-            import torch
-
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-            for name in CONTAINERS:
-                loaded = loaded.get(name, loaded) if isinstance(loaded, dict) else loaded
-            return {name: value.float().numpy() for name, value in loaded.items()}
-    except ImportError as error:
-        raise InputError(f"checkpoint: reading {path.suffix} needs the package {error.name}") from None
-    except Exception as error:
-        # Every reader has its own exceptions for a truncated or foreign file; the user needs one line.
-        raise InputError(f"checkpoint: {path} cannot be read: {str(error).splitlines()[0]}") from None
-    raise InputError(f"checkpoint: found {path.suffix!r}; accepted: .npz, .safetensors, .pth")
+        return entry.load(*(np.broadcast_to(np.uint8(0), shape) for shape in shapes), heads).shape
+    except (ValueError, IndexError):
+        return None
 
 
-def _strip(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+def _grouped(found: list[str]) -> list[str]:
+    """Names that differ in a layer's number as one, `blocks.{0,1,2}.ls1.gamma`."""
+    groups: dict[str, list[str]] = {}
+    for name in found:
+        number = re.search(r"(?<=[._/h])\d+(?=[._/])", name)
+        key = name if number is None else f"{name[: number.start()]}\0{name[number.end() :]}"
+        groups.setdefault(key, []).append("" if number is None else number[0])
+    out = [
+        key.replace("\0", numbers[0] if len(numbers) == 1 else "{" + ",".join(numbers) + "}")
+        for key, numbers in groups.items()
+    ]
+    return out if len(out) <= 12 else [*out[:12], f"{len(out) - 12} more"]
 
 
-def _names(entry: tables.Entry, depth: int) -> list[str]:
-    if "{layer}" not in entry.released:
-        return [entry.released]
-    return [entry.released.format(layer=layer) for layer in range(depth)]
+def _what(name: str) -> str:
+    found = next((what for pattern, what in ADDED.items() if re.search(pattern, name)), None)
+    return f" ({found}, which our model does not have)" if found else ""
 
 
-def _some(arrays: Collection[str]) -> str:
-    return ", ".join(list(arrays)[:5]) + (", …" if len(arrays) > 5 else "")
+def _without_constants(arrays: dict[str, Stored], pattern: str | None) -> tuple[dict[str, Stored], int]:
+    if pattern is None:
+        return arrays, 0
+    kept = {name: array for name, array in arrays.items() if not re.fullmatch(pattern, name)}
+    return kept, len(arrays) - len(kept)
 
 
-def _flat(tree: Any) -> dict[str, Any]:
+def _casts(arrays: Mapping[str, Stored]) -> list[str]:
+    others = [str(array.dtype) for array in arrays.values() if array.dtype != np.float32]
+    return [
+        f"{others.count(name)} of {len(arrays)} arrays cast from {name} to float32"
+        for name in sorted(set(others))
+    ]
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Path → leaf, the keys of a path joined by slashes."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for path, value in flat.items():
+    for path, value in values.items():
         *parents, last = path.split("/")
         node = out
         for name in parents:
             node = node.setdefault(name, {})
         node[last] = value
     return out
+
+
+__all__ = ["FAMILIES", "Released", "export", "flat", "inspect", "load", "some"]

@@ -2,18 +2,30 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Entry(NamedTuple):
-    """One row: the released name, our path, and the two reshapings (h is the number of heads)."""
+    """One row: the released name, our path, and the two reshapings (h is the number of heads). Where several released
+    arrays are one of ours, `load` takes them all and `export` returns them all.
+    """
 
-    released: str
+    released: str | tuple[str, ...]
     ours: str
-    load: Callable[[np.ndarray, int], np.ndarray] = lambda w, h: w
-    export: Callable[[np.ndarray], np.ndarray] = lambda w: w
+    load: Callable[..., np.ndarray] = lambda w, h: w
+    export: Callable[[np.ndarray], Any] = lambda w: w
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The released names, perhaps with `{layer}` in them."""
+        return (self.released,) if isinstance(self.released, str) else self.released
+
+    @property
+    def stacked(self) -> bool:
+        """Whether there is one of it in each layer, which ours has in one array."""
+        return "{layer}" in self.names[0]
 
 
 def _linear(released: str, ours: str) -> list[Entry]:
@@ -215,4 +227,47 @@ IGPT_HF = [
     *_conv1d("transformer.h.{layer}.mlp.c_proj", "blocks/blocks/mlp_out"),
     Entry("transformer.ln_f.weight", "head_norm/scale"),
     Entry("lm_head.weight", "head/kernel", lambda w, h: w.T, lambda w: w.T),
+]
+
+
+# The variables of OpenAI's code, in TensorFlow. Each of q, k, v is `[h, p, d]`, the output table `[vocab_size, d]`.
+_TF_BLOCK, _TF_ATTENTION = "model/h{layer}", "model/h{layer}/attn"
+IGPT_OPENAI_BERT = [
+    Entry("model/wte", "token_embedding"),
+    Entry("model/wpe", "position_embedding"),
+    Entry(f"{_TF_BLOCK}/ln_1/g", "blocks/blocks/attention_norm/scale"),
+    Entry(  # three [h, p, d] ↔ [d, 3, h, p]
+        (f"{_TF_ATTENTION}/q_proj", f"{_TF_ATTENTION}/k_proj", f"{_TF_ATTENTION}/v_proj"),
+        "blocks/blocks/qkv/kernel",
+        lambda q, k, v, h: np.stack([q, k, v]).transpose(3, 0, 1, 2),
+        lambda w: tuple(w.transpose(1, 2, 3, 0)),
+    ),
+    Entry(f"{_TF_ATTENTION}/c_proj", "blocks/blocks/attention_output/kernel"),
+    Entry(f"{_TF_BLOCK}/ln_2/g", "blocks/blocks/mlp_norm/scale"),
+    Entry(f"{_TF_BLOCK}/mlp/c_fc/w", "blocks/blocks/mlp_in/kernel"),
+    Entry(f"{_TF_BLOCK}/mlp/c_proj/w", "blocks/blocks/mlp_out/kernel"),
+    Entry("model/ln_f/g", "head_norm/scale"),
+    Entry("model/wtet", "head/kernel", lambda w, h: w.T, lambda w: w.T),
+]
+# The next-pixel models have a start token, the last row of our table.
+IGPT_OPENAI = [
+    Entry(
+        ("model/wte", "model/sos"),
+        "token_embedding",
+        lambda w, start, h: np.concatenate([w, start[None]]),
+        lambda w: (w[:-1], w[-1]),
+    ),
+    *IGPT_OPENAI_BERT[1:],
+]
+
+# A ViT under a projection head of three layers, in place of the classifier; the head's own norm is the ViT's last.
+SIMDINO = [
+    *(
+        entry._replace(released=f"backbone.{entry.released}")
+        for entry in VIT_TIMM
+        if not str(entry.released).startswith("head.")
+    ),
+    *_linear("head.mlp.0", "head/mlp_in"),
+    *_linear("head.mlp.2", "head/projection"),
+    *_linear("head.mlp.4", "head/mlp_out"),
 ]

@@ -59,7 +59,7 @@ def test_names_and_numbers(released, family, heads, message):
 
 def test_a_mapping_of_something_else():
     with pytest.raises(
-        InputError, match=r"crate checkpoint: no entry 'to_patch_embedding.2.weight'; found a, b"
+        InputError, match=r"crate checkpoint: no entry 'transformer.layers.0.0.fn.qkv.weight'; found a, b"
     ):
         weights.load({"a": np.zeros(1), "b": np.zeros(1)}, "crate", heads=4)
 
@@ -96,10 +96,6 @@ def test_files_that_cannot_be_read(tmp_path):
     cut.write_bytes(FIXTURE.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"cut.npz cannot be read"):
         weights.load(cut, "crate", heads=4)
-    other = tmp_path / "weights.h5"
-    other.write_bytes(b"")
-    with pytest.raises(InputError, match=r"found '.h5'; accepted: .npz, .safetensors, .pth"):
-        weights.load(other, "crate", heads=4)
 
 
 def test_pickled_objects_are_never_run(tmp_path):
