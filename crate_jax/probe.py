@@ -100,7 +100,7 @@ def _report(run: Run, probed: dict[str, Probe]) -> None:
     files = {report / "probe.json": text, report / "probe.png": picture}
     written = [str(file) for file, content in files.items() if write_if_possible(file, content)]
     if written:
-        console.print(f"written: {', '.join(written)}", markup=False)
+        console.print(f"written: {', '.join(written)}")
 
 
 def _cells(result: Probe, layer: int) -> list[str]:

@@ -1,7 +1,10 @@
 """What tests of whole runs share."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +39,13 @@ WALL_CLOCK = (
 )
 
 
+# Sections of the report that take no time; the others have tests of their own.
+QUICK = "loss,layerwise,code_length,known_entropy,masked_prediction,reconstruction,probe,samples"
+
+
 def command(name: str, *flags: str, **config) -> list[str]:
     """The command line of a crate_jax command; `config` becomes --config.KEY=VALUE."""
+    flags = (*flags, f"--sections={QUICK}") if name == "train" else flags
     overrides = [f"--config.{key}={value}" for key, value in config.items()]
     return [sys.executable, "-m", f"crate_jax.{name}", *flags, *overrides]
 
@@ -61,6 +69,22 @@ def run(arguments: list[str], *, devices: int = 1, timeout: float = 300) -> subp
         timeout=timeout,
         check=False,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def started():
+    """Processes, each of a session of its own, that end with the test whatever it finds."""
+    processes: list[subprocess.Popen] = []
+    yield processes
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -139,3 +139,71 @@ def probe(networks: dict[str, Probe], pixels: Probe, *, title: str) -> bytes:
     figure.suptitle(title)
     figure.tight_layout()
     return as_png(figure)
+
+
+def subspaces(overlap: np.ndarray, energy: np.ndarray, *, chance: float) -> bytes:
+    """How much each subspace has in common with the others, and the share of the tokens' energy in it, by layer.
+
+    Args:
+      overlap: `[layers, k, k]`, mean squared cosines (see `analysis.subspaces`).
+      energy: `[layers, k]`.
+      chance: p/d, what both are for random subspaces and tokens of no direction.
+    Returns:
+      an SVG.
+    """
+    depth, heads = energy.shape
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
+    layers = np.arange(1, depth + 1)
+    others = (overlap.sum(axis=-1) - np.einsum("lkk->lk", overlap)) / max(heads - 1, 1)
+    for axis, values, color, title in (
+        (panels[0], others, BLUE, "Overlap of a head's subspace with the others"),
+        (panels[1], energy, ORANGE, "Share of the tokens' energy in a subspace"),
+    ):
+        axis.plot(layers, values, color=color, alpha=0.35, linewidth=1)
+        axis.plot(
+            layers,
+            values.mean(axis=1),
+            color=color,
+            marker="o",
+            markersize=5,
+            linewidth=2,
+            label="mean of heads",
+        )
+        axis.axhline(chance, color=GREY, linestyle="--", label="chance, p/d")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("layer")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_ylim(0, None)
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    return as_svg(figure)
+
+
+def heads(change: np.ndarray) -> bytes:
+    """A number for each head of each layer, `[layers, heads]`, as a table of shades; an SVG."""
+    depth, count = change.shape
+    figure, axis = plt.subplots(figsize=(1.6 + 0.62 * count, 1.1 + 0.42 * depth))
+    shades = axis.pcolormesh(change, cmap="cividis", vmin=0, edgecolors="none")
+    middle = change.max() / 2
+    for layer, head in np.ndindex(change.shape):
+        # Named colours would follow the reader's theme; these stand on the shades.
+        ink = "#111111" if change[layer, head] > middle else "#f5f5f5"
+        axis.text(
+            head + 0.5,
+            layer + 0.5,
+            f"{change[layer, head]:.2f}",
+            ha="center",
+            va="center",
+            color=ink,
+            fontsize=8,
+        )
+    axis.set_xticks(np.arange(count) + 0.5, np.arange(count) + 1)
+    axis.set_yticks(np.arange(depth) + 0.5, np.arange(depth) + 1)
+    axis.invert_yaxis()
+    axis.set_xlabel("head")
+    axis.set_ylabel("layer")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    del shades
+    return as_svg(figure)

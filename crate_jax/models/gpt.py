@@ -80,6 +80,8 @@ class TokenConfig(ModelConfig):
         ):
             if name in images.user_set and found != needed:
                 raise InputError(f"model.{name}: found {found}; accepted: {needed}, the {what}")
+        if self.num_classes:
+            images.check_num_classes(self.num_classes)
         num_classes = self.num_classes and images.num_classes
         fitted = dataclasses.replace(
             self, vocab_size=vocab_size, num_positions=size * size, num_classes=num_classes

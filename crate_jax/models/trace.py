@@ -2,10 +2,12 @@
 
 The intermediates of every block hold `normed` `[b, n, d]`, its layer-normed input: the features that probes read. The blocks
 of this package also hold the residual stream at the three places of `POINTS`. Those of a white-box block (see
-`crate.CRATEBlock`) hold besides: `mssa_update`; `ista_out`, the sparse codes `[b, n, m]` (the output itself where the
-dictionary is complete); `bases` `[k, d, p]`, which are U; `mssa_out_normed` and `out_normed` `[b, n, d]`, the stream after
-MSSA and after the block under the block's first layer norm; `subspace_in` and `subspace_out` `[b, k, n, p]`, the tokens
-before and after MSSA in the layer's own coordinates, U_kᵀ LN(z).
+`crate.CRATEBlock`) hold besides: `mssa_update`; `ista_in`, what ISTA takes, and `ista_out`, the sparse codes `[b, n, m]`
+(the output itself where the dictionary is complete); `bases` `[k, d, p]`, which are U; `dictionary` `[d, m]`;
+`mssa_out_normed` and `out_normed` `[b, n, d]`, the stream after MSSA and after the block under the block's first layer norm;
+`subspace_in` and `subspace_out` `[b, k, n, p]`, the tokens before and after MSSA in the layer's own coordinates, U_kᵀ LN(z);
+`mssa_undone` `[b, n, d]`, the tokens after MSSA with the step taken back by MSSA of them. A ViT's hold `query` and `key`
+`[b, k, n, p]`.
 """
 
 import jax

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax.models.attention import attend
@@ -88,7 +89,9 @@ class ViTBlock(nnx.Module):
         out = attended + self.mlp(self.mlp_norm(attended))
         if not return_intermediates:
             return out, {}
-        return out, {"normed": normed, "attention_in": x, "attention_out": attended, "out": out}
+        heads_first = {"query": jnp.swapaxes(query, 1, 2), "key": jnp.swapaxes(key, 1, 2)}
+        stream = {"attention_in": x, "attention_out": attended, "out": out}
+        return out, {"normed": normed, **heads_first, **stream}
 
 
 class ViT(ImageClassifier):
