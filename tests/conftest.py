@@ -17,6 +17,10 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PJRT_NPROC", "4")
 # Tests compile much and run little: code that LLVM hardly optimises halves their time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# And what one test or process has compiled, the next one need not.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # The digits configuration, shrunk: one small layer pair, a few dozen steps.
 TINY = {

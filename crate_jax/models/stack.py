@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from crate_jax.models.attention import KERNELS
 from crate_jax.models.config import ModelConfig
 from crate_jax.models.layers import Dropout
-from crate_jax.models.partition import constrain
+from crate_jax.models.partition import constrain, gather
 from crate_jax.settings import one_of
 
 # Named arrays of one block, see `crate_jax.models.trace` for the names.
@@ -127,7 +127,7 @@ class Stack(nnx.Module):
             return self._run(x, False, real, self.depth, dropout, edit)[0][:, :length], None
         x, _ = self._run(x, False, real, self.depth - 1, edit=edit)
         graphdef, stacked = nnx.split(self.blocks)
-        last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
+        last = nnx.merge(graphdef, gather(jax.tree.map(lambda leaf: leaf[-1], stacked)))
         x = last(_placed(x), real=real, wanted=wanted)[0]
         return (x if edit is None else edit(self.depth - 1, x)), None
 
@@ -147,7 +147,7 @@ class Stack(nnx.Module):
             number, params = layer
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
-            block = nnx.merge(graphdef, params)
+            block = nnx.merge(graphdef, gather(params))
             options: dict[str, Any] = {} if real is None else {"real": real}
             if dropout is not None:
                 options["dropout"] = dropout.at(number)
@@ -178,7 +178,7 @@ class Stack(nnx.Module):
         here, once for all tokens, because XLA does not move that out of a loop.
         """
         graphdef, stacked = nnx.split(self.blocks)
-        blocks = [cast(CausalBlock, nnx.merge(graphdef, params)) for params in self._layers(stacked)]
+        blocks = [cast(CausalBlock, nnx.merge(graphdef, gather(params))) for params in self._layers(stacked)]
 
         def decode(x, caches, position):
             updated = []

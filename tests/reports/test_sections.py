@@ -211,7 +211,11 @@ def test_what_other_commands_left_is_taken_over(tmp_path, colours):
     assert earlier.probe(trained) is None and earlier.samples(trained) is None
     (tmp_path / "report").mkdir()
     probes = {"step-2": [0.5, 0.75], "untrained": [0.25, 0.5], "pixels": [0.6]}
-    text = '{"probes": {' + ", ".join(f'"{k}": {{"accuracy": {v}}}' for k, v in probes.items()) + "}}"
+    text = (
+        '{"probes": {'
+        + ", ".join(f'"{k}": {{"accuracy": {v}, "validation": {v}}}' for k, v in probes.items())
+        + "}}"
+    )
     (tmp_path / "report" / "probe.json").write_text(text)
     (tmp_path / "report" / "samples.txt").write_text("one\n\n[two]\n")
     assert earlier.probe(trained).tables[0].rows == [[1, "50.00", "25.00"], [2, "75.00", "50.00"]]
