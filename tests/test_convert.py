@@ -231,7 +231,7 @@ def test_mistakes(case, flags, message, tmp_path):
     [
         ([], "--input and --output are required, or --inspect"),
         (["--input={folder}/none.pth", "--output=x"], "no file"),
-        (["--input={run}", "--output={run}"], "accepted: a file that ends in .safetensors"),
+        (["--input={run}", "--output={run}"], "is there already; accepted: a new folder"),
         (
             ["--input={run}", "--output={folder}/x.npz", "--family=vit_timm"],
             "released form of vit_timm does not fit",
