@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     if layers is not None:
         wide_table(
             "layer by layer (mean ± standard deviation over examples)",
-            ["layer", *(name.replace("_", " ") for name in layers)],
+            ["layer", *(layerwise.READ[name] for name in layers)],
             [
                 [layer + 1, *(f"{v['mean'][layer]:.3f} ± {v['std'][layer]:.3f}" for v in layers.values())]
                 for layer in range(run.model.config.depth)

@@ -129,7 +129,7 @@ def _write_text(
     write_atomically(output, "\n\n".join(texts) + "\n")
     for number, text in enumerate(texts, 1):
         console.rule(f"{number}")
-        console.print(text, markup=False)
+        console.print(text)
     table(
         f"{run.workdir} at step {step}",
         {"written": f"{len(texts)} × {positions} {meaning.unit}s", "file": output},

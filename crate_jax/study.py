@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int | None:
         for command in analysis.COMMANDS:
             if is_done(command, run):
                 continue
-            console.print(f"{command} {study}/{name}", markup=False)
+            console.print(f"{command} {study}/{name}")
             start = [f"--config={file}:{study}/{name}", *changes] if command == "train" else []
             code = _call(command, f"--workdir={run}", *start)
             if code:

@@ -7,18 +7,19 @@ SIGTERM or Ctrl-C saves the run and ends with exit code 75: start it again to go
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from crate_jax.analysis import layerwise
 from crate_jax.data import subset
 from crate_jax.models import Params
 from crate_jax.parallel import processes
-from crate_jax.reports.writing import write_report
+from crate_jax.reports.writing import chosen, write_report
 from crate_jax.runs import cli, ownership
 from crate_jax.runs import workdir as workdirs
 from crate_jax.runs.config import Config
 from crate_jax.runs.console import console, table
+from crate_jax.settings import setting
 from crate_jax.training import loop
 from crate_jax.training.building import Run
 from crate_jax.training.opening import Opened
@@ -27,21 +28,28 @@ from crate_jax.training.starting import start_run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags(cli.ConfigFlags, processes.JobFlags):
-    """Those of a configuration and of a job."""
+    """Those of a configuration and of a job, and what is reported at the end."""
+
+    sections: str | None = setting(
+        None, "Sections of the report to make, separated by commas; left out: all that apply."
+    )
 
 
 def main(argv: list[str]) -> int | None:
-    _, config, path, overrides = cli.parse_config_file(argv, Flags)
-    return cli.STOPPED if train(config, path, overrides) is None else None
+    flags, config, path, overrides = cli.parse_config_file(argv, Flags)
+    return cli.STOPPED if train(config, path, overrides, flags.sections) is None else None
 
 
-def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[str, float] | None:
+def train(
+    config: Config, path: Path, overrides: Collection[str] = (), sections: str | None = None
+) -> dict[str, float] | None:
     """Run a configuration to its end and report, or until SIGTERM or Ctrl-C.
 
     Args:
       config: the run.
       path: the workdir; made if it is not there, continued if it is.
       overrides: dotted keys that the user set by hand (see `fit_to_data`).
+      sections: names of the report's sections, separated by commas; None: all.
     Returns:
       the final evaluation, or None when the run was stopped by a signal; its state is then saved.
     Raises:
@@ -49,6 +57,7 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
         folder.
       FloatingPointError: the loss or a gradient was not finite.
     """
+    wanted = chosen(sections)
     run = start_run(config, Path(path), overrides)
     workdirs.check(run.workdir, run.config, run.info)
     with ownership.owned(run.workdir):
@@ -57,10 +66,9 @@ def train(config: Config, path: Path, overrides: Collection[str] = ()) -> dict[s
             console.print(
                 f"stopped and saved at step {int(result.state.step)} of {run.steps(run.config.total)}; "
                 f"to resume, start again with --workdir={run.workdir}",
-                markup=False,
             )
             return None
-        report(Opened(run, result.state.eval_params, int(result.state.step)), result.values)
+        report(Opened(run, result.state.eval_params, int(result.state.step)), result.values, wanted)
         return result.values
 
 
@@ -77,7 +85,7 @@ def layer_readers(run: Run) -> list[loop.Reader]:
     return [loop.Reader(run.config.trace, measure)]
 
 
-def report(opened: Opened, values: dict[str, float]) -> None:
+def report(opened: Opened, values: dict[str, float], sections: Sequence[str]) -> None:
     """Make the report of a run that has just ended, and print its final evaluation."""
     rows = {
         name.removeprefix("eval/"): f"{value:.4f}"
@@ -85,7 +93,7 @@ def report(opened: Opened, values: dict[str, float]) -> None:
         if "position/" not in name
     }
     rows["count"] = f"{values['eval/count']:.0f} examples"
-    rows |= write_report(opened).written
+    rows |= write_report(opened, sections).written
     table("test set, last parameters", {**rows, "metrics": opened.run.workdir / "metrics.jsonl"})
 
 

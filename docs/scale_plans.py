@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
         RESULTS.write_text(json.dumps(plans, indent=1) + "\n")
         print(name, "fits" if plans[name]["fits"] else "does not fit", flush=True)
     plans = json.loads(RESULTS.read_text())
-    start, end = "<!-- plans -->\n", "<!-- end of plans -->"
+    start, end = "<!-- plans: begin (docs/scale_plans.py) -->\n", "<!-- plans: end -->"
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
     PAGE.write_text(
         before + start + "\n" + render(plans) + "\n\n" + end + rest.partition(end)[2], encoding="utf-8"

@@ -1,7 +1,10 @@
 """What tests of whole runs share."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,10 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PJRT_NPROC", "4")
 # Tests compile much and run little: code that LLVM hardly optimises halves their time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# And what one test or process has compiled, the next one need not.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # The digits configuration, shrunk: one small layer pair, a few dozen steps.
 TINY = {
@@ -36,8 +43,13 @@ WALL_CLOCK = (
 )
 
 
+# Sections of the report that take no time; the others have tests of their own.
+QUICK = "loss,layerwise,code_length,known_entropy,masked_prediction,reconstruction,probe,samples"
+
+
 def command(name: str, *flags: str, **config) -> list[str]:
     """The command line of a crate_jax command; `config` becomes --config.KEY=VALUE."""
+    flags = (*flags, f"--sections={QUICK}") if name == "train" else flags
     overrides = [f"--config.{key}={value}" for key, value in config.items()]
     return [sys.executable, "-m", f"crate_jax.{name}", *flags, *overrides]
 
@@ -61,6 +73,22 @@ def run(arguments: list[str], *, devices: int = 1, timeout: float = 300) -> subp
         timeout=timeout,
         check=False,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def started():
+    """Processes, each of a session of its own, that end with the test whatever it finds."""
+    processes: list[subprocess.Popen] = []
+    yield processes
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def metrics(workdir: Path) -> list[dict]:

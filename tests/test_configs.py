@@ -98,9 +98,11 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     } <= logged
     traced = [line["step"] for line in lines if "layer/00/coding_rate" in line]
     assert traced == [15, 30]
-    assert (tmp_path / "report" / "layerwise.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "report" / "index.html").read_text().count("data:image/png") == 2
-    assert (tmp_path / "report" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    pictures = sorted(path.name for path in (tmp_path / "report").iterdir() if path.suffix == ".svg")
+    assert {"loss.svg", "layerwise-paper.svg", "layerwise-released.svg", "layerwise-scale_free.svg"} <= set(
+        pictures
+    )
+    assert (tmp_path / "report" / "index.html").read_text().count("data:image/svg+xml") == len(pictures)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())[-1] == 30
     # The latest and the best are kept, nothing else.
     assert len(list((tmp_path / "checkpoints").iterdir())) <= 2
@@ -112,7 +114,14 @@ def test_the_default_configuration_reaches_its_accuracy(tmp_path, optimized):
     values = train(load_config({}), tmp_path)
     assert values["eval/accuracy"] >= 0.97
     layers = json.loads((tmp_path / "report" / "layerwise.json").read_text())
-    # Training compresses: the tokens that leave the last MSSA take fewer nats than before training.
-    last = {when: measured["coding_rate"]["mean"][-1] for when, measured in layers.items()}
+    # Training compresses by the released metric: the tokens that leave the last MSSA take fewer nats than before training.
+    name = "released/subspace_rate/after_attention"
+    last = {when: layers[when][name]["mean"][-1] for when in ("initial", "trained")}
     assert last["trained"] < last["initial"]
+    # What the README says of its first picture: MSSA raises R^c of the tokens and lowers the released metric.
+    change = {
+        form: layers["trained"][f"{form}/subspace_rate/change/attention"]["mean"]
+        for form in ("paper", "released")
+    }
+    assert min(change["paper"]) > 0 and max(change["released"]) < 0
     jax.clear_caches()

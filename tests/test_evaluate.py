@@ -7,7 +7,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, command, load_config, run
+from conftest import QUICK, TINY, command, load_config, run
 
 from crate_jax import InputError, evaluate, models
 from crate_jax.data import sources
@@ -19,7 +19,7 @@ from crate_jax.training.run_data import label_map
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
-    return workdir, train(load_config({**TINY, "ema_decay": 0.5}), workdir)
+    return workdir, train(load_config({**TINY, "ema_decay": 0.5}), workdir, sections=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,12 @@ def test_fine_tuning_starts_at_another_resolution(trained, tmp_path):
     workdir, _ = trained
     changes = {"data.image_size": 16, "model.patch_size": 4, "init_from": str(workdir), "optimizer.lr": 0.0}
     lengths = {"total_steps": 2, "eval_steps": 2, "checkpoint_steps": 2, "trace_steps": 2}
-    train(load_config({**TINY, **changes, **lengths}), tmp_path, {"data.image_size", "model.patch_size"})
+    train(
+        load_config({**TINY, **changes, **lengths}),
+        tmp_path,
+        {"data.image_size", "model.patch_size"},
+        sections=QUICK,
+    )
     (before, old, _), (after, new, _) = (open_run(path) for path in (workdir, tmp_path))
     assert (before.model.config.grid, after.model.config.grid) == ((2, 2), (4, 4))
     expected = models.resize_positions(old.pop("position_embedding"), (2, 2), (4, 4))

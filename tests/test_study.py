@@ -27,9 +27,10 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("study") / "one"
     values = train(load_config(SHRUNK, "configs/igpt.py"), workdir)
     probes = {
-        "step-10": {"accuracy": [0.5, 0.75]},
-        "untrained": {"accuracy": [0.25, 0.125]},
-        "pixels": {"accuracy": [0.625]},
+        # The best layer is the best on held-out training data, not on the test split.
+        "step-10": {"accuracy": [0.75, 0.5], "validation": [0.5, 0.75]},
+        "untrained": {"accuracy": [0.25, 0.125], "validation": [0.5, 0.25]},
+        "pixels": {"accuracy": [0.625], "validation": [0.5]},
     }
     (workdir / "report" / "probe.json").write_text(json.dumps({"probes": probes}))
     return workdir, values
@@ -40,7 +41,7 @@ def test_summary_of_a_run(trained):
     assert study.is_done("train", workdir)
     assert study.is_done("probe", workdir)
     row = scaling.summarise(workdir, "one")
-    assert (row.probe, row.best_layer, row.untrained, row.pixels) == (0.75, 2, 0.25, 0.625)
+    assert (row.probe, row.best_layer, row.untrained, row.pixels) == (0.5, 2, 0.25, 0.625)
     assert row.test_loss == values["eval/loss"]
     assert row.epochs == pytest.approx(10 * 32 / 1437)
     assert [epochs for epochs, _ in row.curve["train"]] == pytest.approx([5 * 32 / 1437, 10 * 32 / 1437])

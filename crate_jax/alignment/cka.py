@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from crate_jax import InputError
 from crate_jax.alignment import arguments
@@ -17,9 +18,10 @@ from crate_jax.alignment.kernels import (
     median_distance,
     norm_of,
     products,
+    row_sums,
     rows_of,
 )
-from crate_jax.alignment.measure import Measure, reorder_rows
+from crate_jax.alignment.measure import Measure, inner_products, reorder_both, reorder_rows
 
 # What the released code adds to ‖K‖ ‖L‖, where these are √tr(KHKH) or √ of the unbiased HSIC.
 ADDED = {"paper": 0.0, "platonic": 1e-6, "aristotelian": 1e-8, "resi": 0.0}
@@ -120,16 +122,17 @@ def cka_measure(kernel="linear", unbiased=False, sigma=None, form="paper", *, de
     if sigma is None and form == "platonic":
         sigma = 1.0
     words = f"{'unbiased ' if unbiased else ''}{kernel} CKA, {form}"
-    return _cosine(words, kernel, unbiased, sigma, form, dense, lambda cosine: cosine, 4 if unbiased else 2)
+    return _cosine(words, kernel, unbiased, sigma, form, dense, 4 if unbiased else 2)
 
 
 @functools.cache
 def distance_correlation_measure(*, dense=DENSE):
     """Distance correlation as a `Measure`."""
-    return _cosine("distance correlation", "distance", False, None, "paper", dense, norm_of, 2)
+    return _cosine("distance correlation", "distance", False, None, "paper", dense, 2, norm_of)
 
 
-def _cosine(name, kernel, unbiased, sigma, form, dense, finish, least):
+def _cosine(name, kernel, unbiased, sigma, form, dense, least, finish=None):
+    exact, finish = finish is None, finish or (lambda cosine: cosine)
     added = ADDED[form]
     rescale = not added and kernel != "rbf"
 
@@ -147,20 +150,46 @@ def _cosine(name, kernel, unbiased, sigma, form, dense, finish, least):
     def permute(prepared, order):
         if isinstance(prepared, Rows):
             return Rows(*reorder_rows(prepared[:2], order), prepared.sigma)
-        return Centred(prepared.matrix[order][:, order], prepared.norm)
+        return Centred(reorder_both(prepared.matrix, order), prepared.norm)
+
+    def less(cosine, norms, n):
+        """The cosine with the library's constant in its denominator."""
+        return cosine * scaled(norms, n) / (scaled(norms, n) + added) if added else cosine
 
     def compare(a, b):
         if isinstance(a, Rows):
             n = a.x.shape[0]
             parts = (scaled(part, n) for part in products(kernel, a, b, unbiased))
             return finish(Products(*parts).cosine(added))
-        cosine = jnp.sum(a.matrix * b.matrix)
-        if added:
-            norms = scaled(a.norm * b.norm, a.matrix.shape[0])
-            cosine = cosine * norms / (norms + added)
-        return finish(cosine)
+        return finish(less(jnp.sum(a.matrix * b.matrix), a.norm * b.norm, a.matrix.shape[0]))
 
-    return Measure(name, prepare, permute, compare, least)
+    def table(a, b, orders):
+        if isinstance(a, Rows):
+            pairs = jax.vmap(jax.vmap(compare, (None, 0)), (0, None))
+            return lax.map(lambda order: pairs(a, jax.vmap(permute, (0, None))(b, order)), orders)
+        cosines = inner_products(a.matrix, b.matrix, orders)
+        return finish(less(cosines, a.norm[:, None] * b.norm, a.matrix.shape[1]))
+
+    def chance(a, b):
+        """tr K tr L / ((n − 1) ‖K‖ ‖L‖) for centred K and L; the unbiased ones have no trace."""
+        if unbiased:
+            return jnp.zeros(())
+        if isinstance(a, Rows):
+            n = a.x.shape[0]
+            norms = products(kernel, a, b, unbiased)
+            norms = norm_of(norms.aa) * norm_of(norms.bb)
+            return less(_trace(kernel, a) * _trace(kernel, b) / ((n - 1) * norms), norms, n)
+        n = a.matrix.shape[0]
+        return less(jnp.trace(a.matrix) * jnp.trace(b.matrix) / (n - 1), a.norm * b.norm, n)
+
+    return Measure(name, prepare, permute, compare, least, table=table, chance=chance if exact else None)
+
+
+def _trace(kernel, rows):
+    """Trace of the centred kernel matrix. The kernels here (1 taken off "rbf") are 0 on the diagonal, but for "linear"."""
+    if kernel == "linear":
+        return jnp.sum(rows.squares)
+    return -jnp.sum(row_sums(kernel, rows, False)) / rows.x.shape[0]
 
 
 def _bandwidth(x, kernel, sigma, form):

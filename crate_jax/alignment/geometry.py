@@ -10,7 +10,7 @@ from jax import lax
 from crate_jax import InputError
 from crate_jax.alignment import arguments
 from crate_jax.alignment.kernels import LARGEST, kernel_block, norm_of, rows_of
-from crate_jax.alignment.measure import Measure, reorder_both, reorder_rows
+from crate_jax.alignment.measure import Measure, inner_products, reorder_both, reorder_rows
 from crate_jax.alignment.neighbors import unit_rows
 
 SHAPE_DISTANCES = ("normalised", "size_and_shape", "angular")
@@ -143,7 +143,13 @@ def rsa_measure(form="paper", correlation="spearman"):
             )
 
     return Measure(
-        f"RSA, {form}, {correlation}", prepare, reorder_both, lambda a, b: jnp.sum(a * b), 3, check
+        f"RSA, {form}, {correlation}",
+        prepare,
+        reorder_both,
+        lambda a, b: jnp.sum(a * b),
+        3,
+        check,
+        inner_products,
     )
 
 

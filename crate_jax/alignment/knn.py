@@ -13,7 +13,7 @@ from jax import lax
 
 from crate_jax.alignment import arguments
 from crate_jax.alignment.measure import Measure, inverse
-from crate_jax.alignment.neighbors import SIMILARITIES, search
+from crate_jax.alignment.neighbors import SIMILARITIES, partition, search
 
 
 def mutual_knn(a, b, k=10, *, similarity="cosine", mesh=None, recall=None):
@@ -93,6 +93,8 @@ def knn_measure(name, k=10, similarity="cosine", mesh=None, recall=None):
         permute=reorder,
         compare=_COMPARE[name],
         check=lambda a, b: arguments.neighbor_count(k, a.shape[0]) and None,
+        table=_mutual_table if name == "mutual_knn" else None,
+        chance=(lambda a, b: jnp.asarray(k / (len(a) - 1))) if name == "mutual_knn" else None,
     )
 
 
@@ -108,6 +110,36 @@ def common(a, b):
 
 def _mutual(a, b):
     return jnp.sum(common(a, b)) / a.size
+
+
+def _mutual_table(a, b, orders):
+    """Mutual kNN of all layers. Bit l of word (i, j) says whether j is among i's neighbours in layer l of a: one look at it
+    answers for 32 layers."""
+    layers, n, k = a.shape
+    words = -(-layers // 32)
+    rows, blocks = partition(n, n * words)
+    lists = jnp.pad(a, ((0, 0), (0, rows * blocks - n), (0, 0))).reshape(layers, blocks, rows, k)
+    own = jnp.minimum(jnp.arange(rows * blocks), n - 1).reshape(blocks, rows)
+    real = (jnp.arange(rows * blocks) < n).reshape(blocks, rows)
+    layer = jnp.arange(layers)
+    bits = jnp.left_shift(jnp.uint32(1), (layer % 32).astype(jnp.uint32))
+
+    def block(arguments):
+        lists, own, real = arguments
+        here = jnp.arange(rows)[None, :, None]
+        known = jnp.zeros((words, rows, n), jnp.uint32)
+        known = known.at[(layer // 32)[:, None, None], here, lists].add(bits[:, None, None])
+
+        def permuted(order):
+            others = inverse(order)[b[:, order[own]]]
+            found = known[:, here, others]
+            found = jnp.where(real[None, None, :, None], found, 0)[layer // 32]
+            return jnp.sum((found & bits[:, None, None, None]) != 0, axis=(2, 3), dtype=jnp.int32)
+
+        return lax.map(permuted, orders)
+
+    counts = lax.map(block, (jnp.moveaxis(lists, 1, 0), own, real))
+    return jnp.sum(counts, axis=0) / (n * k)
 
 
 def _jaccard(a, b):

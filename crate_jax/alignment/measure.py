@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from crate_jax.alignment import arguments
 
@@ -23,6 +24,9 @@ class Measure(NamedTuple):
       compare: (prepared a, prepared b) → scalar.
       least: the smallest number of rows.
       check: (a, b) → None; raises for what this measure in particular cannot take.
+      table: (stacked prepared layers of a, of b, orders `[K, n]`) → `[K, L_a, L_b]`, all layers at once; None: one pair
+        after the other.
+      chance: (prepared a, prepared b) → the exact mean score over all permutations of the samples of b; None: not known.
     """
 
     name: str
@@ -31,6 +35,8 @@ class Measure(NamedTuple):
     compare: Callable[[Any, Any], jax.Array]
     least: int = 2
     check: Callable[[jax.Array, jax.Array], None] = lambda a, b: None
+    table: Callable[[Any, Any, jax.Array], jax.Array] | None = None
+    chance: Callable[[Any, Any], jax.Array] | None = None
 
     def __call__(self, a, b) -> jax.Array:
         """The score of two models' features of the same samples, `[n, d_a]` and `[n, d_b]`.
@@ -42,10 +48,23 @@ class Measure(NamedTuple):
         self.check(a, b)
         return _score(self, a, b)
 
+    def by_chance(self, a, b) -> jax.Array | None:
+        """The exact mean score over all permutations of the samples of b; None where no formula is known."""
+        if self.chance is None:
+            return None
+        a, b = arguments.pair(a, b, self.least)
+        self.check(a, b)
+        return _chance(self, a, b)
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(measure, a, b):
     return measure.compare(measure.prepare(a), measure.prepare(b))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _chance(measure, a, b):
+    return measure.chance(measure.prepare(a), measure.prepare(b))
 
 
 def reorder_rows(prepared, order):
@@ -56,6 +75,20 @@ def reorder_rows(prepared, order):
 def reorder_both(matrix, order):
     """`permute` of a measure that prepares an n × n array."""
     return matrix[order][:, order]
+
+
+def inner_products(a, b, orders):
+    """`table` of symmetric matrices: ⟨A_i, B_j[order, order]⟩ for `[L_a, n, n]`, `[L_b, n, n]` and each order."""
+    n = a.shape[1]
+    # The upper triangle, twice, and the diagonal; layers side by side, so that a gather copies them together.
+    row, column = jnp.triu_indices(n)
+    first = (a * jnp.where(jnp.eye(n, dtype=bool), 1.0, 2.0))[:, row, column]
+    second = jnp.moveaxis(b, 0, -1)
+
+    def permuted(order):
+        return jnp.matmul(first, second[order[row], order[column]], precision=lax.Precision.HIGHEST)
+
+    return lax.map(permuted, orders)
 
 
 def inverse(order):

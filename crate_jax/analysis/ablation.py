@@ -23,18 +23,27 @@ HEADERS = (
     "seeds",
     "accuracy %",
     "test nats",
-    "MSSA's change of R^c, %",
-    "R^c last / first layer",
+    "MSSA's change of released R^c, %",
+    "released R^c last / first layer",
     "non-zero, %",
 )
+
+
+# What a training run calls a reading, and what its report does.
+NAMES = {
+    "coding_rate_before": "released/subspace_rate/before",
+    "coding_rate": "released/subspace_rate/after_attention",
+    "nonzero_fraction": "code_nonzero_fraction",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One variant over its seeds; every list has one number a seed, and those of the layers are empty for black boxes.
 
-    `compression`: (R^c after MSSA − before)/before, averaged over layers; negative where MSSA compresses.
-    `descent`: R^c after the last MSSA over R^c after the first. `nonzero`: the fraction after ISTA, averaged over layers.
+    R^c is the metric of CRATE's released code (see `analysis.forms`). `compression`: (R^c after MSSA − before)/before,
+    averaged over layers; negative where MSSA compresses by that metric. `descent`: R^c after the last MSSA over R^c after
+    the first. `nonzero`: the fraction after ISTA, averaged over layers.
     """
 
     name: str
@@ -85,7 +94,12 @@ def _row(name: str, runs: Sequence[Path]) -> Row:
     final = [read_metrics(run / "metrics.jsonl")[-1] for run in runs]
     layers = [run / "report" / "layerwise.json" for run in runs]
     layers = [json.loads(file.read_text(encoding="utf-8"))["trained"] for file in layers if file.is_file()]
-    means = [{key: np.array(value["mean"]) for key, value in measured.items()} for measured in layers]
+    # Black boxes have readings too, but no U. Reports of earlier versions have other names.
+    layers = [each for each in layers if "coding_rate" in each or "code_nonzero_fraction" in each]
+    means = [
+        {key: np.array(measured.get(NAMES[key], measured.get(key))["mean"]) for key in NAMES}
+        for measured in layers
+    ]
     return Row(
         name=name,
         num_params=models.create(read_config(runs[0]).model).num_params,
@@ -113,12 +127,12 @@ def write(rows: Sequence[Row], workdir: Path) -> Path:
     rate.axvline(0, color=GREY, linestyle=":")
     accuracy.set_yticks(range(len(rows)), [row.name for row in rows])
     accuracy.set_xlabel("test accuracy (%)")
-    rate.set_xlabel("MSSA's change of $R^c$, mean over layers (%)")
+    rate.set_xlabel("MSSA's change of $R^c$ (released metric), mean over layers (%)")
     for axis in (accuracy, rate):
         axis.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     accuracy.set_title("Each dot a seed, the bar their mean", fontsize=10)
-    rate.set_title("Left of zero MSSA compresses", fontsize=10)
+    rate.set_title("Left of zero MSSA compresses by that metric", fontsize=10)
     figure.tight_layout()
     write_atomically(workdir / "ablation.png", as_png(figure))
     return workdir / "ablation.png"

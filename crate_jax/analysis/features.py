@@ -8,9 +8,13 @@ cache is either right or not found. It holds chunks of `[layers, rows, d]`, whic
 fit in memory quick to read, and, written last, `manifest.json`. The folder may be deleted at any time.
 """
 
+import atexit
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +29,7 @@ from crate_jax.data import files, subset
 from crate_jax.data.sources import Source
 from crate_jax.models import Params
 from crate_jax.parallel.sharding import replicated, shard_batch
-from crate_jax.runs.console import progress
+from crate_jax.runs.console import console, progress
 from crate_jax.runs.metrics import write_atomically
 from crate_jax.training.building import Run
 
@@ -132,10 +136,12 @@ def extract(extractor: Extractor, split: str) -> Features:
     source = run.data.source(split)
     identity = {**extractor.identity, **_data_identity(extractor, source), "split": split}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    directory = run.workdir / "features" / f"{extractor.name}-{split}-{digest[:12]}"
+    name = f"{extractor.name}-{split}-{digest[:12]}"
+    directory = run.workdir / "features" / name
+    if not (directory / "manifest.json").exists():
+        directory = _writable(directory)
     manifest = directory / "manifest.json"
     if not manifest.exists():
-        directory.mkdir(parents=True, exist_ok=True)
         starts = _write_chunks(extractor, source, directory, f"features of {extractor.name}, {split}")
         write_atomically(manifest, json.dumps({**identity, "chunks": starts}, indent=2) + "\n")
     starts = json.loads(manifest.read_text(encoding="utf-8"))["chunks"]
@@ -143,6 +149,21 @@ def extract(extractor: Extractor, split: str) -> Features:
     num_layers, _, dim = np.load(chunks[0], mmap_mode="r").shape
     labels = np.concatenate([np.load(_chunk(directory, "labels", start)) for start in starts])
     return Features(chunks, labels, num_layers, dim)
+
+
+def _writable(directory: Path) -> Path:
+    """The folder, made; where that cannot be, one that goes with the process."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK):
+            return directory
+        reason = "no right to write"
+    except OSError as error:
+        reason = error.strerror
+    console.print(f"not kept: {directory} ({reason})")
+    temporary = Path(tempfile.mkdtemp(prefix="features-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
 
 
 class _Part(NamedTuple):

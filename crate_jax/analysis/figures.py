@@ -1,4 +1,4 @@
-"""Figures of what was measured. Each function returns the bytes of a PNG; the caller says where they go."""
+"""Figures of what was measured. Each function returns the bytes of a PNG or of an SVG; the caller says where they go."""
 
 import io
 import re
@@ -10,7 +10,6 @@ matplotlib.use("Agg")  # No display on a server; must be chosen before pyplot is
 import matplotlib.pyplot as plt
 import numpy as np
 
-from crate_jax.analysis.layerwise import Measurement
 from crate_jax.analysis.linear_probe import Probe
 
 # Colour-blind safe (Okabe and Ito).
@@ -42,8 +41,8 @@ def as_svg(figure) -> bytes:
 
 
 def losses(lines: Sequence[Mapping[str, float]], *, title: str) -> bytes:
-    """The training loss, averaged between logs, and the test loss, by step; `lines` are those of `metrics.jsonl`."""
-    figure, axis = plt.subplots(figsize=(6, 3.8))
+    """An SVG of the training loss, averaged between logs, and the test loss, by step; `lines`: those of `metrics.jsonl`."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.4))
     for name, color, style in (("train", BLUE, {}), ("eval", ORANGE, {"marker": "o", "markersize": 5})):
         points = [(line["step"], line[f"{name}/loss"]) for line in lines if f"{name}/loss" in line]
         if points:
@@ -55,49 +54,7 @@ def losses(lines: Sequence[Mapping[str, float]], *, title: str) -> bytes:
     axis.set_title(title)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    return as_png(figure)
-
-
-def layerwise(initial: Measurement, trained: Measurement, *, title: str) -> bytes:
-    """R^c before and after MSSA, as the released code measures it, and the non-zero fraction after ISTA, by layer.
-
-    R^c is that of LayerNorm(Z) U_k with the tokens of every head at unit length and ε² = 0.01, not that of Z itself (see
-    `models.trace.readings`). Bands are one standard deviation over examples.
-
-    Args:
-      initial: the untrained network's readings.
-      trained: the trained network's.
-      title: of the whole figure.
-    """
-    figure, (rate, sparsity) = plt.subplots(1, 2, figsize=(10, 3.8))
-    layers = np.arange(1, len(trained["coding_rate"]["mean"]) + 1)
-
-    def line(axis, values, color, style, marker, label):
-        mean, std = np.asarray(values["mean"]), np.asarray(values["std"])
-        axis.plot(layers, mean, color=color, linestyle=style, marker=marker, markersize=5, label=label)
-        axis.fill_between(layers, mean - std, mean + std, color=color, alpha=0.12, linewidth=0)
-
-    for values, color, when in ((initial, GREY, "untrained"), (trained, BLUE, "trained")):
-        line(rate, values["coding_rate_before"], color, ":", "o", f"before MSSA, {when}")
-        line(rate, values["coding_rate"], color, "-", "s", f"after MSSA, {when}")
-    rate.set_ylabel("coding rate of normalised tokens (nats)")
-    rate.set_title(
-        "Released $R^c$ metric: heads of LayerNorm(Z),\ntokens at unit length, $\\epsilon^2$ = 0.01",
-        fontsize=10,
-    )
-    line(sparsity, initial["nonzero_fraction"], GREY, "-", "s", "after ISTA, untrained")
-    line(sparsity, trained["nonzero_fraction"], ORANGE, "-", "s", "after ISTA, trained")
-    sparsity.set_ylabel("fraction of non-zero entries")
-    sparsity.set_ylim(0, 1)
-    sparsity.set_title("Output of ISTA: share of entries\nthat are not zero", fontsize=10)
-    for axis in (rate, sparsity):
-        axis.set_xlabel("layer")
-        axis.set_xticks(layers)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False)
-    figure.suptitle(title)
-    figure.tight_layout()
-    return as_png(figure)
+    return as_svg(figure)
 
 
 def known_entropy(
@@ -182,3 +139,71 @@ def probe(networks: dict[str, Probe], pixels: Probe, *, title: str) -> bytes:
     figure.suptitle(title)
     figure.tight_layout()
     return as_png(figure)
+
+
+def subspaces(overlap: np.ndarray, energy: np.ndarray, *, chance: float) -> bytes:
+    """How much each subspace has in common with the others, and the share of the tokens' energy in it, by layer.
+
+    Args:
+      overlap: `[layers, k, k]`, mean squared cosines (see `analysis.subspaces`).
+      energy: `[layers, k]`.
+      chance: p/d, what both are for random subspaces and tokens of no direction.
+    Returns:
+      an SVG.
+    """
+    depth, heads = energy.shape
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
+    layers = np.arange(1, depth + 1)
+    others = (overlap.sum(axis=-1) - np.einsum("lkk->lk", overlap)) / max(heads - 1, 1)
+    for axis, values, color, title in (
+        (panels[0], others, BLUE, "Overlap of a head's subspace with the others"),
+        (panels[1], energy, ORANGE, "Share of the tokens' energy in a subspace"),
+    ):
+        axis.plot(layers, values, color=color, alpha=0.35, linewidth=1)
+        axis.plot(
+            layers,
+            values.mean(axis=1),
+            color=color,
+            marker="o",
+            markersize=5,
+            linewidth=2,
+            label="mean of heads",
+        )
+        axis.axhline(chance, color=GREY, linestyle="--", label="chance, p/d")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("layer")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_ylim(0, None)
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    return as_svg(figure)
+
+
+def heads(change: np.ndarray) -> bytes:
+    """A number for each head of each layer, `[layers, heads]`, as a table of shades; an SVG."""
+    depth, count = change.shape
+    figure, axis = plt.subplots(figsize=(1.6 + 0.62 * count, 1.1 + 0.42 * depth))
+    shades = axis.pcolormesh(change, cmap="cividis", vmin=0, edgecolors="none")
+    middle = change.max() / 2
+    for layer, head in np.ndindex(change.shape):
+        # Named colours would follow the reader's theme; these stand on the shades.
+        ink = "#111111" if change[layer, head] > middle else "#f5f5f5"
+        axis.text(
+            head + 0.5,
+            layer + 0.5,
+            f"{change[layer, head]:.2f}",
+            ha="center",
+            va="center",
+            color=ink,
+            fontsize=8,
+        )
+    axis.set_xticks(np.arange(count) + 0.5, np.arange(count) + 1)
+    axis.set_yticks(np.arange(depth) + 0.5, np.arange(depth) + 1)
+    axis.invert_yaxis()
+    axis.set_xlabel("head")
+    axis.set_ylabel("layer")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    del shades
+    return as_svg(figure)

@@ -4,6 +4,7 @@ Both work on all layers at once. Examples come as `[blocks, rows, …]`, padded 
 the air at a time, and the rows of a block may be split over devices.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -81,6 +82,17 @@ class Probe(NamedTuple):
     gradient: np.ndarray
     iterations: np.ndarray
     knn: np.ndarray
+
+
+def chosen_layer(validation: Sequence[float] | np.ndarray) -> int:
+    """The layer, from 0, that a network's best layer means: the best on the validation split, the first of equals.
+
+    The test split plays no part in the choice, so the layer's accuracy there is as good as one layer's alone.
+
+    Args:
+      validation: `Probe.validation`, `[layers]`.
+    """
+    return int(np.argmax(validation))
 
 
 def probe(train: Features, test: Features, num_classes: int, mesh: Mesh) -> Probe:

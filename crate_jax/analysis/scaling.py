@@ -13,6 +13,7 @@ import numpy as np
 
 from crate_jax import models
 from crate_jax.analysis.figures import BLUE, GREY, ORANGE, as_png
+from crate_jax.analysis.linear_probe import chosen_layer
 from crate_jax.runs.metrics import read_metrics, write_atomically
 from crate_jax.runs.workdir import read_config, read_dataset
 
@@ -33,7 +34,8 @@ HEADERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One run of a study. Losses in nats a token; `probe` and `untrained` are the best layers' accuracies."""
+    """One run of a study. Losses in nats per token; `probe` and `untrained` are test accuracies of the layers chosen on
+    held-out training data."""
 
     name: str
     num_params: int
@@ -77,7 +79,8 @@ def summarise(run: Path, name: str) -> Row:
     config, lines = read_config(run), read_metrics(run / "metrics.jsonl")
     per_epoch = read_dataset(run).num_examples["train"] / config.batch_size
     probes = json.loads((run / "report" / "probe.json").read_text(encoding="utf-8"))["probes"]
-    best = {kind: max(values["accuracy"]) for kind, values in probes.items()}
+    layers = {kind: chosen_layer(values["validation"]) for kind, values in probes.items()}
+    best = {kind: values["accuracy"][layers[kind]] for kind, values in probes.items()}
     (trained,) = set(probes) - {"untrained", "pixels"}
     curve = {
         "train": [[line["step"] / per_epoch, line["train/loss"]] for line in lines if "train/loss" in line],
@@ -91,7 +94,7 @@ def summarise(run: Path, name: str) -> Row:
         test_loss=lines[-1]["eval/loss"],
         bits_per_pixel=lines[-1]["eval/bits_per_pixel"],
         probe=best[trained],
-        best_layer=1 + int(np.argmax(probes[trained]["accuracy"])),
+        best_layer=1 + layers[trained],
         untrained=best["untrained"],
         pixels=best["pixels"],
         curve=curve,

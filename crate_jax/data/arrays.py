@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from crate_jax import InputError
-from crate_jax.data.dataset import SPLITS, LabelledImages, Source, held_out_fifth
+from crate_jax.data.dataset import SPLITS, LabelledImages, Source, digest, held_out_fifth
 
 
 @dataclasses.dataclass(frozen=True)
-class _Arrays:
+class ArraySource:
     """A source over images in memory: uint8 [n, h, w, c] and int32 labels [n]."""
 
     images: np.ndarray
@@ -49,7 +49,7 @@ class Digits(LabelledImages):
 
     def load(self, split: str) -> Source:
         chosen = self._chosen[split]
-        return _Arrays(self._images[chosen], self._labels[chosen])
+        return ArraySource(self._images[chosen], self._labels[chosen])
 
 
 class Npz(LabelledImages):
@@ -67,6 +67,8 @@ class Npz(LabelledImages):
             else:
                 accepted = "accepted: x_train, y_train, x_test, y_test, or images, labels"
                 raise InputError(f"{path} holds the arrays {', '.join(archive.files) or 'none'}; {accepted}")
+            # The archive holds a checksum of each array.
+            self._sums = [f"{one.filename} {one.file_size} {one.CRC}" for one in archive.zip.infolist()]
             self._shapes = {split: self._image_shape(archive, images) for split, (images, _) in names.items()}
             labels = {split: self._labels(archive, *pair) for split, pair in names.items()}
         if len({shape[1:] for shape in self._shapes.values()}) > 1:
@@ -127,6 +129,9 @@ class Npz(LabelledImages):
             raise InputError(f"{self._path}: {name} is {labels.dtype} {list(labels.shape)}; {accepted}")
         return labels.reshape(count)
 
+    def fingerprint(self) -> str:
+        return digest(self._sums)
+
     def natural_shape(self) -> tuple[int, int]:
         _, height, width, channels = (*self._shapes["train"], 1)[:4]
         return min(height, width), channels
@@ -136,4 +141,4 @@ class Npz(LabelledImages):
         with self._archive() as archive:
             images = archive[name][chosen]
         images = images if images.ndim == 4 else images[..., None]
-        return _Arrays(images, self._numbers[split])
+        return ArraySource(images, self._numbers[split])

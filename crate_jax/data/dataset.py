@@ -1,8 +1,11 @@
 """What every dataset has in common, whatever it holds and wherever it lies."""
 
 import dataclasses
+import hashlib
+import os
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +16,7 @@ from crate_jax.data import transforms
 
 SPLITS = ("train", "test")
 # The split that is tested on has several names; the first one with labels is taken.
-TEST_SPLITS = ("test", "val", "validation")
+TEST_SPLITS = ("test", "val", "validation", "valid")
 _SAMPLE = 64  # images looked at to find the natural size of a dataset that does not state it
 
 
@@ -72,6 +75,7 @@ class DatasetInfo:
         max_value: the pixel value that means white.
         num_examples: number of examples in "train" and in "test", as they are used.
         tokens: what the tokens are; None for images.
+        fingerprint: a digest of names and sizes of the files that it consists of; "" where nothing is known of them.
     """
 
     name: str
@@ -82,6 +86,7 @@ class DatasetInfo:
     max_value: int = 0
     num_examples: dict[str, int] = dataclasses.field(default_factory=dict)
     tokens: Tokens | None = None
+    fingerprint: str = ""
 
     @property
     def kind(self) -> str:
@@ -109,6 +114,8 @@ class DatasetInfo:
         Args:
             values: the content of the file.
             length: of a text's windows, which older files leave to the model.
+        Raises:
+            TypeError, KeyError, ValueError, AttributeError: they describe no dataset.
         """
         values = {**values, "class_names": tuple(values["class_names"])}
         kind, tokens = values.pop("kind", "images"), values.pop("tokens", None)
@@ -117,7 +124,14 @@ class DatasetInfo:
             tokens = Tokens(**{**tokens, "floor": None if floor is None else tuple(floor)})
         elif kind == "text":
             tokens = Tokens(256, "byte", "text", length)
-        return cls(**values, tokens=tokens)
+        found = cls(**values, tokens=tokens)
+        for field in dataclasses.fields(cls):
+            value = getattr(found, field.name)
+            if field.type in (int, str) and type(value) is not field.type:
+                raise TypeError(f"{field.name} is {value!r}")
+        if not all(type(count) is int and count >= 0 for count in found.num_examples.values()):
+            raise ValueError(f"num_examples is {found.num_examples!r}")
+        return found
 
 
 class Source(Protocol):
@@ -135,7 +149,10 @@ class Source(Protocol):
 
 
 class Dataset(Protocol):
-    """A dataset that has been opened and checked; one class for each kind of name."""
+    """A dataset that has been opened and checked; one class for each kind of name.
+
+    One that leaves something out says so in `notes`, a tuple of sentences; see `notes_of`.
+    """
 
     # Number of examples by the split's name; "train" and one of TEST_SPLITS are there.
     splits: Mapping[str, int]
@@ -158,6 +175,7 @@ class LabelledImages:
 
     classes: tuple[str, ...]
     splits: Mapping[str, int]
+    notes: tuple[str, ...] = ()
     white = 255  # The pixel value.
 
     def info(self, name: str) -> DatasetInfo:
@@ -170,7 +188,12 @@ class LabelledImages:
             num_classes=len(self.classes),
             class_names=self.classes,
             max_value=self.white,
+            fingerprint=self.fingerprint(),
         )
+
+    def fingerprint(self) -> str:
+        """See `DatasetInfo`."""
+        return ""
 
     def load(self, split: str) -> Source:
         raise NotImplementedError
@@ -282,7 +305,7 @@ def held_out_fifth(labels: np.ndarray, where: str) -> dict[str, np.ndarray]:
 def median_shape(source: Source, count: int) -> tuple[int, int]:
     """The median short side of some of the first ``count`` images, and 1 channel if all of them are grey."""
     some = spread(Part(source, range(count)), _SAMPLE)
-    shapes = [transforms.decode(*some[i]["image"]).shape for i in range(len(some))]
+    shapes = [transforms.stored_shape(some[i]["image"]) for i in range(len(some))]
     return int(np.median([min(h, w) for h, w, _ in shapes])), max(c for _, _, c in shapes)
 
 
@@ -291,9 +314,67 @@ def spread(source: Source, count: int) -> Part:
     return Part(source, np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
 
 
+def notes_of(dataset: Dataset) -> tuple[str, ...]:
+    """What a dataset has left out, in sentences."""
+    return getattr(dataset, "notes", ())
+
+
+def class_name(name: str) -> str:
+    """The name of a class that a file system or an archive calls so: composed (NFC), whatever wrote it, and printable."""
+    plain = os.fsencode(name).decode("utf-8", "backslashreplace")  # Bytes that are no UTF-8 become \xNN.
+    return unicodedata.normalize("NFC", plain)
+
+
+# Classes that a dataset may have by number without examples of them: all that there are beside each that occurs.
+_UNUSED_CLASSES, _UNUSED_PER_CLASS = 1000, 10
+
+
+def numbered(labels: Collection[int], where: str) -> tuple[str, ...]:
+    """The names of classes that are numbers: they count from 0, whether or not each of them occurs.
+
+    Raises:
+        InputError: most of them would be of no example: these are no numbers of classes.
+    """
+    count = max(labels) + 1
+    if count > _UNUSED_CLASSES and count > _UNUSED_PER_CLASS * len(labels):
+        raise InputError(
+            f"{where}: labels up to {count - 1:,}, of which {len(labels):,} occur; accepted: numbers that count classes "
+            "from 0, or names of classes"
+        )
+    return tuple(str(i) for i in range(count))
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """A short digest of some texts, which tells whether any of them has changed."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part if isinstance(part, bytes) else os.fsencode(part))
+        found.update(b"\0")
+    return found.hexdigest()[:16]
+
+
+# A file's size is asked for on disk: of so many files, evenly spread, at most.
+_SIZES = 4096
+
+
+def digest_of_files(root: Path | str, paths: Iterable[Path | str]) -> str:
+    """A digest of the names of files, relative to ``root``, and of the sizes of up to 4,096 of them."""
+    paths = [os.fspath(path) for path in paths]
+    names = [path.removeprefix(os.fspath(root)) for path in paths]
+    some = paths[:: -(-len(paths) // _SIZES) or 1]
+    sizes = (str(os.stat(path).st_size) if os.path.exists(path) else "" for path in some)
+    return digest([*names, *sizes])
+
+
 def natural(text: str) -> tuple[list[str | int], str]:
     """Sorting key under which class 10 follows class 9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)], text
+
+
+def split_of(name: str) -> str | None:
+    """The first word of a file's name, or of its folders' names, that names a split."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((word for word in words if word in ("train", *TEST_SPLITS)), None)
 
 
 def by_split(path: Path, suffix: str) -> dict[str, list[Path]]:
@@ -304,8 +385,9 @@ def by_split(path: Path, suffix: str) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     for file in sorted(path.rglob(f"*{suffix}")):
-        words = re.split(r"[^a-z0-9]+", str(file.relative_to(path)).lower())
-        split = next((word for word in words if word in ("train", *TEST_SPLITS)), None)
+        name = file.relative_to(path)
+        hidden = any(part.startswith(".") for part in name.parts)  # ._NAME is what macOS puts beside NAME.
+        split = None if hidden else split_of(str(name))
         if split is not None:
             found.setdefault(split, []).append(file)
     if "train" not in found or not found.keys() & set(TEST_SPLITS):

@@ -1,5 +1,6 @@
 """Class folders of image files."""
 
+import collections
 import dataclasses
 import os
 from pathlib import Path
@@ -9,7 +10,16 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import transforms
-from crate_jax.data.dataset import SPLITS, LabelledImages, Source, held_out_fifth, natural
+from crate_jax.data.dataset import (
+    SPLITS,
+    TEST_SPLITS,
+    LabelledImages,
+    Source,
+    class_name,
+    digest_of_files,
+    held_out_fifth,
+    natural,
+)
 
 _LAYOUT = "accepted: train/CLASS/* with test/CLASS/* (or val/CLASS/*), or CLASS/* alone"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -26,10 +36,11 @@ class Folder(LabelledImages):
             raise InputError(
                 f"folder {path} is the run's own directory too; accepted: one elsewhere or inside it"
             )
+        self._root, left_out = path, _LeftOut()
         try:
             if _directories(path / "train", excluded):
-                train = _class_folders(path / "train", excluded)
-                test = _class_folders(self._test_directory(path, excluded), excluded)
+                train = _class_folders(path / "train", excluded, left_out)
+                test = _class_folders(self._test_directory(path, excluded), excluded, left_out)
                 self.classes = tuple(sorted(train, key=natural))
                 if unknown := sorted(test.keys() - train.keys(), key=natural):
                     raise InputError(
@@ -37,7 +48,7 @@ class Folder(LabelledImages):
                     )
                 self._splits = {"train": self._labelled(train), "test": self._labelled(test)}
             else:
-                images = _class_folders(path, excluded)
+                images = _class_folders(path, excluded, left_out)
                 self.classes = tuple(sorted(images, key=natural))
                 self._splits = {"train": self._labelled(images)}
         except OSError as error:
@@ -54,10 +65,11 @@ class Folder(LabelledImages):
         elif not self._splits["test"][0]:
             raise InputError(f"folder {path} holds no test images; {_LAYOUT}")
         self.splits = {split: len(self._splits[split][0]) for split in SPLITS}
+        self.notes = left_out.notes(path)
 
     @staticmethod
     def _test_directory(path: Path, excluded: str | None) -> Path:
-        for name in ("test", "val"):
+        for name in TEST_SPLITS:
             if _directories(path / name, excluded):  # a test/ without class folders has no labels
                 return path / name
         accepted = f"accepted: one of them, or folder:{path}/train to hold out a fifth"
@@ -71,6 +83,38 @@ class Folder(LabelledImages):
     def load(self, split: str) -> Source:
         return _Files(*self._splits[split])
 
+    def fingerprint(self) -> str:
+        return digest_of_files(self._root, (path for split in SPLITS for path in self._splits[split][0]))
+
+
+class _LeftOut:
+    """What stands beside the images of class folders."""
+
+    def __init__(self):
+        self._empty: list[str] = []
+        self._files: collections.Counter[str] = collections.Counter()
+
+    def add(self, folder: str, images: list[str], others: list[str]) -> None:
+        """A class folder: paths of its images, names of its other files."""
+        self._files.update(os.path.splitext(name)[1].lower() or name for name in others)
+        if not images:
+            self._empty.append(folder)
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """Sentences about it."""
+        found = []
+        if self._empty:
+            names = ", ".join(f"{os.path.relpath(folder, path)}/" for folder in sorted(self._empty)[:5])
+            found.append(
+                f"folder {path}: class folders without images are left out ({len(self._empty)}): {names}"
+            )
+        if self._files:
+            kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self._files.most_common(5))
+            found.append(
+                f"folder {path}: files without a suffix of images are left out ({self._files.total():,}): {kinds}"
+            )
+        return tuple(found)
+
 
 def _directories(path: Path, excluded: str | None) -> list[os.DirEntry]:
     """The folders in a folder but for hidden ones and the excluded one; none if there is no such folder."""
@@ -81,20 +125,37 @@ def _directories(path: Path, excluded: str | None) -> list[os.DirEntry]:
     return [entry for entry in found if os.path.realpath(entry.path) != excluded]
 
 
-def _class_folders(path: Path, excluded: str | None) -> dict[str, list[str]]:
-    """The sorted image files of every folder in ``path`` that holds some."""
-    images = {}
+def _class_folders(path: Path, excluded: str | None, left_out: _LeftOut) -> dict[str, list[str]]:
+    """The sorted image files of every folder in ``path`` that holds some, by the name of the class.
+
+    Raises:
+        InputError: links to images that are not there, or two folders of one class.
+    """
+    images, broken = {}, []
     for directory in _directories(path, excluded):
+        files, others = [], []
         with os.scandir(directory.path) as entries:
-            files = [
-                entry.path
-                for entry in entries
-                if entry.name.lower().endswith(IMAGE_SUFFIXES)
-                and not entry.name.startswith(".")
-                and entry.is_file()
-            ]
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                image = entry.name.lower().endswith(IMAGE_SUFFIXES)
+                if entry.is_file():
+                    (files if image else others).append(entry.path if image else entry.name)
+                elif image and entry.is_symlink():
+                    broken.append(entry.path)
+        left_out.add(directory.path, files, others)
         if files:
-            images[directory.name] = sorted(files)
+            name = class_name(directory.name)
+            if name in images:
+                raise InputError(
+                    f"folder {path}: two folders are called {name}, in different encodings; accepted: one"
+                )
+            images[name] = sorted(files)
+    if broken:
+        raise InputError(
+            f"folder {path}: {len(broken):,} image files are links to what is not there, such as {min(broken)}; accepted: "
+            "links to files that can be read"
+        )
     return images
 
 

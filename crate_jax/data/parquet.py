@@ -11,7 +11,16 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import transforms
-from crate_jax.data.dataset import TEST_SPLITS, LabelledImages, Source, by_split, median_shape
+from crate_jax.data.dataset import (
+    TEST_SPLITS,
+    LabelledImages,
+    Source,
+    by_split,
+    digest,
+    digest_of_files,
+    median_shape,
+    numbered,
+)
 
 # Rows can be read in groups only: so much is kept of the groups that were read last.
 _CACHE_BYTES = 2**30
@@ -24,7 +33,7 @@ class Parquet(LabelledImages):
         import pyarrow.parquet as pq  # comes with tensorflow-datasets; takes a moment to import
 
         files = by_split(path, ".parquet")
-        self._name = f"parquet:{path}"
+        self._name, self._path = f"parquet:{path}", path
         self._sources, names, labels = {}, None, {}
         for split, group in files.items():
             try:
@@ -50,7 +59,7 @@ class Parquet(LabelledImages):
                 for group in range(metadata.num_row_groups)
             ]
             names = names or _class_names(schema)
-            self._sources[split] = _Rows(rows, labels[split].astype(np.int32))
+            self._sources[split] = _Rows(rows, labels[split])
         # Hugging Face marks what has no label by −1.
         kept = {split: values for split, values in labels.items() if values.size and values.min() >= 0}
         if "train" not in kept or not kept.keys() & set(TEST_SPLITS):
@@ -59,11 +68,18 @@ class Parquet(LabelledImages):
                 f"{self._name} has labels in the splits: {', '.join(kept) or 'none'}; {accepted}"
             )
         self._sources = {split: self._sources[split] for split in kept}
-        count = 1 + max(int(values.max()) for values in kept.values())
-        self.classes = names or tuple(str(i) for i in range(count))
-        if count > len(self.classes):
-            raise InputError(f"{self._name}: labels up to {count - 1}, {len(self.classes)} class names")
+        found = {int(label) for values in kept.values() for label in np.unique(values)}
+        self.classes = names or numbered(found, self._name)
+        if max(found) >= len(self.classes):
+            raise InputError(f"{self._name}: labels up to {max(found)}, {len(self.classes)} class names")
+        for source in self._sources.values():
+            source.labels = source.labels.astype(np.int32)
         self.splits = {split: len(source) for split, source in self._sources.items()}
+
+    def fingerprint(self) -> str:
+        files = dict.fromkeys(path for source in self._sources.values() for path, _, _ in source.rows)
+        labels = digest(source.labels.tobytes() for source in self._sources.values())
+        return digest([digest_of_files(self._path, files), labels])
 
     def natural_shape(self) -> tuple[int, int]:
         # Only the first group: looking everywhere would read all files.

@@ -18,7 +18,7 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import files, sources, transforms
-from crate_jax.data.dataset import LabelledImages, Source, spread
+from crate_jax.data.dataset import LabelledImages, Source, notes_of, spread
 from crate_jax.data.shards import Progress, Shard, encoded, silent, write_missing
 
 PLAN, REPORT, FINISHED = "prepare.json", "prepared.json", "dataset_info.json"
@@ -102,7 +102,7 @@ def prepare(
         split: Counts(**{**values, "unreadable": tuple(values["unreadable"])})
         for split, values in report["splits"].items()
     }
-    return Prepared(dataset.classes, counts, _warnings(dataset.classes, counts))
+    return Prepared(dataset.classes, counts, (*notes_of(dataset), *_warnings(dataset.classes, counts)))
 
 
 @contextlib.contextmanager
@@ -165,7 +165,7 @@ def _digest(source: Source) -> str:
             continue
         image = example["image"]
         where = image.where if isinstance(image, transforms.Encoded) else ""
-        digest.update(f"{some.indices[i]} {os.path.basename(where)} {int(example['label'])}\n".encode())
+        digest.update(os.fsencode(f"{some.indices[i]} {os.path.basename(where)} {int(example['label'])}\n"))
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Records in the form of TensorFlow datasets, read without TensorFlow."""
 
 import dataclasses
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ class _Records:
         record = self.records[index]
         where = f"{self.name}, example {index}"
         if "file_name" in record:
-            where += f", {record['file_name'].decode()}"
+            where += f", {os.fsdecode(record['file_name'])}"
         return {"image": transforms.Encoded(record["image"], where), "label": np.int32(record["label"])}
 
 
@@ -36,18 +37,28 @@ class _Unparsed:
     """Serialised records as dicts; the general parser of TFDS takes several times as long."""
 
     records: Sequence[bytes]
+    where: str
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 
-        feature = tf_example_pb2.Example.FromString(self.records[index]).features.feature
-        record = {
-            "image": feature["image"].bytes_list.value[0],
-            "label": feature["label"].int64_list.value[0],
-        }
+        try:
+            feature = tf_example_pb2.Example.FromString(self.records[index]).features.feature
+            record = {
+                "image": feature["image"].bytes_list.value[0],
+                "label": feature["label"].int64_list.value[0],
+            }
+        except (
+            RuntimeError,
+            IndexError,
+            DecodeError,
+        ) as error:  # The first is array_record's, and names the file.
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+            raise InputError(f"{self.where}, example {index}: damaged record ({reason})") from error
         if "file_name" in feature:
             record["file_name"] = feature["file_name"].bytes_list.value[0]
         return record
@@ -95,12 +106,35 @@ class ArrayRecord(_Labelled):
         try:
             builder = tfds.builder_from_directory(path)
             raw = builder.as_data_source(deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-            splits = {split: _Unparsed(records) for split, records in raw.items()}
+            for split in raw:
+                _check_shards(builder.info.splits[split])
+            splits = {
+                split: _Unparsed(records, f"array_record:{path}, {split}") for split, records in raw.items()
+            }
+        except InputError:
+            raise
         # Whatever the libraries raise over damaged files or another format.
         except Exception as error:
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
             raise InputError(f"folder {path} cannot be read ({reason}); {accepted}") from error
         super().__init__(f"array_record:{path}", builder.info.features, splits)
+
+
+def _check_shards(split: Any) -> None:
+    """Raise unless each file of a split is there and holds the records that it had when it was written."""
+    from array_record.python import array_record_module
+
+    for path, expected in zip(split.filepaths, split.shard_lengths, strict=True):
+        if not os.path.isfile(path):
+            raise InputError(f"{path} is missing; accepted: all files that were written")
+        try:
+            reader = array_record_module.ArrayRecordReader(os.fspath(path))
+            found = reader.num_records()
+            reader.close()
+        except RuntimeError as error:
+            raise InputError(f"{path} is damaged ({textwrap.shorten(str(error), 200)})") from error
+        if found != expected:
+            raise InputError(f"{path} is damaged: it holds {found:,} records, {expected:,} were written")
 
 
 def _undecoded() -> dict[str, Any]:

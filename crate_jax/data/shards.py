@@ -6,6 +6,7 @@ killed goes on with the shards that are missing.
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import json
 import multiprocessing
@@ -142,8 +143,32 @@ def _write(shard: Shard, source: Source, stop_at_unreadable: bool) -> int:
 
     # Its own name for each process: what a killed preparation's processes still write, no other one touches.
     temporary = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.tmp")
-    unreadable, written, size = [], 0, 0
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    unreadable: list[str] = []
+    try:
+        written, size = _write_records(temporary, shard, source, stop_at_unreadable, unreadable)
+        reader = array_record_module.ArrayRecordReader(str(temporary))
+        found = reader.num_records()
+        reader.close()
+    except RuntimeError as error:  # Of array_record's own; it names the file and where in it.
+        temporary.unlink(missing_ok=True)
+        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), str(temporary)) from error
+    if found != written:
+        raise InputError(f"{temporary} holds {found} records, {written} were written; is the disk full?")
+    with files.whole(shard.report) as file:
+        file.write(json.dumps({"written": written, "bytes": size, "unreadable": unreadable}).encode())
+    files.publish(temporary, shard.path)
+    return shard.stop - shard.start
+
+
+def _write_records(
+    path: Path, shard: Shard, source: Source, stop_at_unreadable: bool, unreadable: list[str]
+) -> tuple[int, int]:
+    """Writes the records of a shard; returns how many there are and their bytes, and adds a line for each image left out."""
+    from array_record.python import array_record_module
+
+    written, size = 0, 0
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for index in range(shard.start, shard.stop):
         try:
             example = source[index]
@@ -158,15 +183,7 @@ def _write(shard: Shard, source: Source, stop_at_unreadable: bool) -> int:
         writer.write(record)
         written, size = written + 1, size + len(record)
     writer.close()
-    reader = array_record_module.ArrayRecordReader(str(temporary))
-    found = reader.num_records()
-    reader.close()
-    if found != written:
-        raise InputError(f"{temporary} holds {found} records, {written} were written; is the disk full?")
-    with files.whole(shard.report) as file:
-        file.write(json.dumps({"written": written, "bytes": size, "unreadable": unreadable}).encode())
-    files.publish(temporary, shard.path)
-    return shard.stop - shard.start
+    return written, size
 
 
 def _record(image: transforms.Encoded, label: int) -> bytes:
@@ -176,7 +193,7 @@ def _record(image: transforms.Encoded, label: int) -> bytes:
     example = tf_example_pb2.Example()
     example.features.feature["image"].bytes_list.value.append(image.data)
     example.features.feature["label"].int64_list.value.append(label)
-    example.features.feature["file_name"].bytes_list.value.append(os.path.basename(image.where).encode())
+    example.features.feature["file_name"].bytes_list.value.append(os.fsencode(os.path.basename(image.where)))
     return example.SerializeToString(deterministic=True)
 
 

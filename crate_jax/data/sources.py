@@ -20,6 +20,8 @@
 ``stdlib``            text: the source code of Python's own library, the modules at its top; about 5 MB
 ``text:PATH``         text: a file, or a folder of files, or one with train/ and test/; of a text without a
                       test part the last tenth is held out
+``letters``           1,560 printed capitals of 8×8 pixels and 17 grey levels, 26 classes, as a second data set
+                      for models of the digits; a stratified fifth (312) is the test split
 ====================  ======================================================================================
 
 A held-out fifth is the same in every run, whatever the seed. Splits are asked for as in TensorFlow datasets, see
@@ -37,6 +39,7 @@ from crate_jax.data.addition import Addition
 from crate_jax.data.arrays import Digits, Npz
 from crate_jax.data.dataset import Dataset, DatasetInfo, Joined, Part, Source, Tokens, select
 from crate_jax.data.folders import Folder
+from crate_jax.data.letters import Letters
 from crate_jax.data.parquet import Parquet
 from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
@@ -83,6 +86,7 @@ SOURCES: dict[str, Kind] = {
     "addition": Kind(lambda options, place: Addition(options), "OPTIONS"),
     "stdlib": Kind(lambda _, place: Text.standard_library(), "", BYTES),
     "text": Kind(lambda path, place: Text(_path(path), place.exclude), tokens=BYTES),
+    "letters": Kind(lambda _, place: Letters(), ""),
 }
 
 
@@ -128,6 +132,7 @@ def load(
     resize: int | None = None,
     stretch: bool = False,
     length: int | None = None,
+    most_pixels: int = transforms.MOST_PIXELS,
     data_dir: str | None = None,
     exclude: str | None = None,
     dataset: Dataset | None = None,
@@ -140,6 +145,7 @@ def load(
         image_size: see `transforms.fit`; None leaves the images as they are stored.
         channels: 1 (grey) or 3 (RGB); goes with ``image_size``.
         resize, stretch: see `transforms.fit`.
+        most_pixels: how many a stored image may have.
         length: tokens of an example, see `Dataset.cut`; of no meaning to images.
         data_dir: where TensorFlow datasets are kept; None takes their default.
         exclude: a directory that is not data although it may lie in the folder (the run's own).
@@ -161,6 +167,8 @@ def load(
         for own, examples in chosen
     )
     source = parts[0] if len(parts) == 1 else Joined(parts)
+    if most_pixels != transforms.MOST_PIXELS:
+        source = _Limited(source, most_pixels)
     return source if image_size is None else Fitted(source, image_size, channels, resize, stretch)
 
 
@@ -183,6 +191,23 @@ def open_dataset(name: str, *, data_dir: str | None = None, exclude: str | None 
         hint = f"; did you mean {near}?" if near and near != kind else ""
         raise InputError(f"unknown dataset {name!r}; accepted: {', '.join(names)}{hint}")
     return row.open(rest, Place(data_dir, exclude))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limited:
+    """A source whose images may have other numbers of pixels than usual."""
+
+    source: Source
+    most_pixels: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        if isinstance(example.get("image"), transforms.Encoded):
+            example = {**example, "image": example["image"]._replace(most_pixels=self.most_pixels)}
+        return example
 
 
 @dataclasses.dataclass(frozen=True)

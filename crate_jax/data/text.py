@@ -7,6 +7,7 @@ that do not fill a window, fewer than one window has, belong to no test window a
 
 import copy
 import dataclasses
+import re
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from crate_jax import InputError
-from crate_jax.data.dataset import SPLITS, DatasetInfo, Source, Tokens
+from crate_jax.data.dataset import (
+    SPLITS,
+    TEST_SPLITS,
+    DatasetInfo,
+    Source,
+    Tokens,
+    digest,
+    digest_of_files,
+    split_of,
+)
 
 # What a text holds.
 BYTES = Tokens(256, "byte", "text")
@@ -23,9 +33,12 @@ _MAX_STARTS = 2**31
 
 
 class Text:
-    """A text that has been found: a file, or a folder with `train/` and `test/`; otherwise the last tenth is for testing."""
+    """A text that has been found: a file, or a folder with a part for testing, in folders or in files: `train/` and `test/`,
+    `train.txt` and `valid.txt`. Of other texts the last tenth is for testing.
+    """
 
     _length: int | None = None  # Of the windows, in bytes; see `cut`.
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, exclude: str | None = None):
         self._path = path
@@ -37,10 +50,12 @@ class Text:
         if path.is_file():
             self._texts = _held_out_tenth(_Joined.of([path]))
         elif path.is_dir():
-            if all((path / split).is_dir() for split in SPLITS):
-                self._texts = {split: _Joined.of(_files(path / split, excluded)) for split in SPLITS}
+            files = _files(path, excluded)
+            parts, self.notes = _parts(path, files)
+            if parts is None:
+                self._texts = _held_out_tenth(_Joined.of(files))
             else:
-                self._texts = _held_out_tenth(_Joined.of(_files(path, excluded)))
+                self._texts = {split: _Joined.of(parts[split]) for split in SPLITS}
         else:
             raise InputError(f"data.name: no file or folder {path}; accepted: text:PATH of one")
         for split, text in self._texts.items():
@@ -65,8 +80,14 @@ class Text:
     def info(self, name: str) -> DatasetInfo:
         """What it holds; of a text whose windows have no length yet `num_examples` counts bytes."""
         counts = {split: len(text) for split, text in self._texts.items()}
-        info = DatasetInfo(name, num_examples=counts, tokens=BYTES)
+        info = DatasetInfo(name, num_examples=counts, tokens=BYTES, fingerprint=self._fingerprint())
         return info if self._length is None else info.cut(self._length)
+
+    def _fingerprint(self) -> str:
+        files = [(split, path) for split, text in self._texts.items() for path in text.paths]
+        return digest(
+            [digest_of_files(self._path, (path for _, path in files)), *(split for split, _ in files)]
+        )
 
     def cut(self, length: int) -> "Text":
         """The same text in windows of so many bytes.
@@ -126,7 +147,10 @@ class _Joined:
         while count:
             begin = int(self.ends[file - 1]) if file else 0
             taken = min(count, int(self.ends[file]) - position)
-            parts.append(np.fromfile(self.paths[file], np.uint8, taken, offset=position - begin))
+            part = np.fromfile(self.paths[file], np.uint8, taken, offset=position - begin)
+            if len(part) < taken:
+                raise InputError(f"{self.paths[file]}: the file has become shorter since it was opened")
+            parts.append(part)
             position, count, file = position + taken, count - taken, file + 1
         return np.concatenate(parts)
 
@@ -151,6 +175,42 @@ def _held_out_tenth(text: _Joined) -> dict[str, _Joined]:
         "train": dataclasses.replace(text, stop=cut),
         "test": dataclasses.replace(text, start=cut),
     }
+
+
+def _parts(folder: Path, files: list[Path]) -> tuple[dict[str, list[Path]] | None, tuple[str, ...]]:
+    """The files to train and to test on, by the names of the folders or files at the top; None where these do not say. And
+    what was decided, in sentences, where there was a choice.
+
+    Folders count by their whole name. Files count where each says its split (README and LICENSE aside): those of source code
+    may be called test.py.
+    """
+    by_name: dict[str, list[Path]] = {
+        name: [] for name in ("train", *TEST_SPLITS) if (folder / name).is_dir()
+    }
+    for file in files:
+        top = file.relative_to(folder).parts[0]
+        aside = file.parent == folder and re.match(r"(?i)readme|licen[sc]e|copying|notice", top)
+        split = top.lower() if file.parent != folder else split_of(top)
+        by_name.setdefault(
+            "" if aside else split if split in ("train", *TEST_SPLITS) else "other", []
+        ).append(file)
+    test = next((name for name in TEST_SPLITS if name in by_name), None)
+    if test is None or "train" not in by_name:
+        return None, ()
+    in_folders = (folder / "train").is_dir()
+    if "other" in by_name and not in_folders:
+        note = (
+            f"text:{folder}: all files are read as one text, train and {test} too; the last tenth is held out"
+        )
+        return None, (note,)
+    others = [name for name in by_name if name not in ("train", test)]
+    count = sum(len(by_name[name]) for name in others)
+    notes = (
+        (f"text:{folder}: train is trained on, {test} tested on; {count:,} other files are left out",)
+        if count
+        else ()
+    )
+    return {"train": by_name["train"], "test": by_name[test]}, notes
 
 
 def _files(folder: Path, excluded: Path | None) -> list[Path]:

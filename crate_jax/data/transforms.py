@@ -5,7 +5,10 @@ decoded, so that a crop decodes no more than it needs. Whatever is random is giv
 caller decides what the result depends on.
 """
 
+import io
 import math
+import re
+import warnings
 from typing import NamedTuple
 
 import cv2
@@ -18,11 +21,18 @@ from crate_jax import InputError
 cv2.setNumThreads(0)
 
 
+# A larger image is a mistake or an attack: one of 20,000 × 20,000 pixels takes 1.2 GB, and again as much to convert.
+MOST_PIXELS = 100_000_000
+# We have a limit of our own, so Pillow need not say where it sees one.
+warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+
+
 class Encoded(NamedTuple):
-    """The content of an image file, and its name for error messages."""
+    """The content of an image file, its name for error messages, and how many pixels it may have."""
 
     data: bytes
     where: str
+    most_pixels: int = MOST_PIXELS
 
 
 Image = np.ndarray | Encoded
@@ -37,12 +47,20 @@ _REDUCTIONS = {
 }
 
 
-def decode(data: bytes, where: str, *, channels: int | None = None, reduction: int = 1) -> np.ndarray:
+def decode(
+    data: bytes,
+    where: str,
+    most_pixels: int = MOST_PIXELS,
+    *,
+    channels: int | None = None,
+    reduction: int = 1,
+) -> np.ndarray:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF or PNM file to 8 bits a channel.
 
     Args:
         data: the content of the file.
         where: the name of the file, for the error message.
+        most_pixels: an image whose header says more is not decoded.
         channels: 1 converts to grey and 3 to RGB (CMYK is converted, transparency dropped, 16 bits scaled to
             8, the orientation in EXIF applied); None keeps a grey file grey and makes everything else RGB.
         reduction: 1, 2, 4 or 8: height and width are divided by it, rounding up.
@@ -51,8 +69,14 @@ def decode(data: bytes, where: str, *, channels: int | None = None, reduction: i
         The image, uint8 [height, width, channels].
 
     Raises:
-        InputError: the file cannot be decoded.
+        InputError: the file cannot be decoded, or is too large.
     """
+    pixels = _num_pixels(data)
+    if pixels > most_pixels:
+        raise InputError(
+            f"{where}: an image of {pixels / 1e6:,.1f} megapixels by its header; accepted: at most "
+            f"{most_pixels / 1e6:,.15g} (data.max_megapixels)"
+        )
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[channels] | _REDUCTIONS[reduction])
     except cv2.error:  # an empty file, or sizes beyond OpenCV's limit; most other damage gives None
@@ -64,6 +88,30 @@ def decode(data: bytes, where: str, *, channels: int | None = None, reduction: i
     if image.ndim == 2:
         return image[..., None]
     return image if channels == 3 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def stored_shape(image: Encoded) -> tuple[int, int, int]:
+    """Height, width and channels of a file's image; of one that is too large to decode as its header says, in colour."""
+    if _num_pixels(image.data) <= image.most_pixels:
+        height, width, channels = decode(*image).shape
+        return height, width, channels
+    side = math.isqrt(_num_pixels(image.data))
+    return side, side, 3
+
+
+def _num_pixels(data: bytes) -> int:
+    """How many pixels the header of a file speaks of; 0 where it says nothing."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24])
+    if (found := _jpeg_shape(data, turned=True)) is not None:
+        return found[0] * found[1]
+    try:
+        with pillow.open(io.BytesIO(data)) as image:
+            return image.width * image.height
+    except pillow.DecompressionBombError as error:
+        return int(re.search(r"\d+", str(error))[0])
+    except Exception:  # Whatever Pillow says of what it cannot read; OpenCV has the last word.
+        return 0
 
 
 def encode(image: np.ndarray) -> bytes:
@@ -237,14 +285,14 @@ def as_array(image: Image, channels: int) -> np.ndarray:
     return np.repeat(image, 3, axis=-1) if channels > image.shape[2] else image
 
 
-def _jpeg_shape(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG from its header; None for other files and where EXIF may turn the image."""
+def _jpeg_shape(data: bytes, *, turned: bool = False) -> tuple[int, int] | None:
+    """Height and width of a JPEG by its header; None for other files and, unless ``turned``, where EXIF may turn it."""
     if data[:2] != b"\xff\xd8":
         return None
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
-        if marker == 0xE1 and data[place + 4 : place + 8] == b"Exif":
+        if not turned and marker == 0xE1 and data[place + 4 : place + 8] == b"Exif":
             return None
         # Start of frame; 0xC4, 0xC8 and 0xCC are tables and an extension.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):

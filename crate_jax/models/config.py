@@ -31,6 +31,13 @@ class Images(NamedTuple):
     user_set: frozenset[str] = frozenset()
     requested_width: int | None = None
 
+    def check_num_classes(self, found: int) -> None:
+        """Raise for a number of classes that the user has set and the images do not have."""
+        if "num_classes" in self.user_set and found != self.num_classes:
+            raise InputError(
+                f"model.num_classes: found {found}; accepted: {self.num_classes}, that of the images"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -6,6 +6,7 @@ The fields of `operators.CRATELayers` switch single pieces of it back to the the
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -30,6 +31,12 @@ UPDATES = {
     "skip": lambda z, update, kappa, beta: z + kappa * update,  # As released.
     "negative": lambda z, update, kappa, beta: z - kappa * update,
     "derived": lambda z, update, kappa, beta: (1 - kappa * beta) * z + kappa * beta * update,  # Eq. 11.
+}
+# The same solved for the tokens Z: (Z½, an update like that which led there, κ, β) → Z.
+UNDONE = {
+    "skip": lambda z, update, kappa, beta: z - kappa * update,
+    "negative": lambda z, update, kappa, beta: z + kappa * update,
+    "derived": lambda z, update, kappa, beta: (z - kappa * beta * update) / (1 - kappa * beta),
 }
 
 
@@ -84,21 +91,24 @@ class CRATEBlock(nnx.Module):
         normed = self.mssa_norm(z)
         update = drop(self.mssa(normed, real=real, wanted=wanted), dropout)
         compressed = self._join(z[:, :wanted], update)
-        sparse = self.ista(self.ista_norm(compressed))
+        ista_in = self.ista_norm(compressed)
+        sparse = self.ista(ista_in)
         if not return_intermediates:
             return sparse, {}
-        seen = self.mssa.intermediates(z, normed, update, compressed, self.mssa_norm(compressed))
-        return sparse, {**seen, "ista_out": sparse, "out": sparse}
+        after = self.mssa_norm(compressed)
+        seen = self.mssa.intermediates(z, normed, update, compressed, after)
+        undone = self._join(compressed, self.mssa(after), UNDONE)
+        codes = {"ista_in": ista_in, "ista_out": sparse, "dictionary": self.ista.dictionary[...]}
+        out = {"out": sparse, "out_normed": self.mssa_norm(sparse)}
+        return sparse, {**seen, "mssa_undone": undone, **codes, **out}
 
     def decode(self, z: jax.Array, cache: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The block on one token `[b, d]`, given those before it (see `MSSA.decode`)."""
         update, cache = self.mssa.decode(self.mssa_norm(z), cache, position)
         return self.ista(self.ista_norm(self._join(z, update)[:, None]))[:, 0], cache
 
-    def _join(self, z: jax.Array, update: jax.Array) -> jax.Array:
-        return UPDATES[self.update](z, update, number(self.compression_step), self.mssa.beta).astype(
-            self.dtype
-        )
+    def _join(self, z: jax.Array, update: jax.Array, forms: Mapping[str, Callable] = UPDATES) -> jax.Array:
+        return forms[self.update](z, update, number(self.compression_step), self.mssa.beta).astype(self.dtype)
 
 
 class CRATE(ImageClassifier):

@@ -97,12 +97,16 @@ class CRATEAlphaBlock(nnx.Module):
         normed = self.mssa_norm(z)
         update = self.mssa(normed, real=real, wanted=wanted)
         compressed = z[:, :wanted] + update
-        decoded, codes = self.odl(self.odl_norm(compressed))
+        odl_in = self.odl_norm(compressed)
+        decoded, codes = self.odl(odl_in)
         out = compressed + decoded
         if not return_intermediates:
             return out, {}
-        seen = self.mssa.intermediates(z, normed, update, compressed, self.mssa_norm(compressed))
-        return out, {**seen, "ista_out": codes, "out": out}
+        after = self.mssa_norm(compressed)
+        seen = self.mssa.intermediates(z, normed, update, compressed, after)
+        seen["mssa_undone"] = compressed - self.mssa(after)
+        sparse = {"ista_in": odl_in, "ista_out": codes, "dictionary": self.odl.dictionary[...]}
+        return out, {**seen, **sparse, "out": out, "out_normed": self.mssa_norm(out)}
 
 
 class CRATEAlpha(ImageClassifier):

@@ -80,6 +80,8 @@ class TokenConfig(ModelConfig):
         ):
             if name in images.user_set and found != needed:
                 raise InputError(f"model.{name}: found {found}; accepted: {needed}, the {what}")
+        if self.num_classes:
+            images.check_num_classes(self.num_classes)
         num_classes = self.num_classes and images.num_classes
         fitted = dataclasses.replace(
             self, vocab_size=vocab_size, num_positions=size * size, num_classes=num_classes
@@ -146,9 +148,11 @@ class IGPTBlock(nnx.Module):
         normed = self.attention_norm(x)
         query, key, value = split_heads(self.qkv(normed))
         attended = attend(query, key, value, causal=self.causal, real=real, kernel=self.kernel)
-        x = (x + drop(self.attention_output(attended), dropout, 0))[:, :wanted]
-        out = x + drop(self._mlp(x), dropout, 1)
-        return out, ({"normed": normed, "attention_out": x, "mlp_out": out} if return_intermediates else {})
+        mixed = (x + drop(self.attention_output(attended), dropout, 0))[:, :wanted]
+        out = mixed + drop(self._mlp(mixed), dropout, 1)
+        if not return_intermediates:
+            return out, {}
+        return out, {"normed": normed, "attention_in": x, "attention_out": mixed, "out": out}
 
     def decode(self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array):
         """The block on one token `[b, d]`; the cache holds the keys and values `[b, k, n, p]` of those before it."""

@@ -12,7 +12,7 @@ from crate_jax import InputError
 from crate_jax.models.config import Images, ModelConfig
 from crate_jax.models.layers import Dense, gelu, normal_param
 from crate_jax.models.model import Params
-from crate_jax.models.stack import Block, Stack, Trace
+from crate_jax.models.stack import Block, Edit, Stack, Trace
 from crate_jax.settings import one_of, setting
 
 
@@ -97,6 +97,7 @@ class ImageConfig(ModelConfig):
                 raise InputError(
                     f"model.{name}: found {found}; accepted: {needed}, that of the images (data.{name} changes both)"
                 )
+        images.check_num_classes(self.num_classes)
         fitted = dataclasses.replace(
             self,
             image_size=size,
@@ -167,7 +168,7 @@ class ImageClassifier(nnx.Module):
     """Patch embedding, class token, positions, blocks, norm and linear head.
 
     Called with images `[b, h, w, c]`; returns `(logits [b, num_classes] float32, trace)`. Images of another size than the
-    configuration's are seen with interpolated positions.
+    configuration's are seen with interpolated positions. `edit` changes the tokens between blocks, see `Stack`.
 
     Args:
       config: an `ImageConfig`.
@@ -207,15 +208,27 @@ class ImageClassifier(nnx.Module):
         self.head = ProjectionHead(config, **options) if config.head_hidden else make_head(**options)
 
     def __call__(
-        self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None, trace: Trace = False
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        trace: Trace = False,
+        edit: Edit | None = None,
     ) -> tuple[jax.Array, Any]:
         del train, key  # Nothing in these models is random.
-        x, traced = self.features(images, trace=trace, wanted=None if self.class_token is None else 1)
+        wanted = None if self.class_token is None else 1
+        x, traced = self.features(images, trace=trace, wanted=wanted, edit=edit)
         x = x[:, 0] if self.class_token is not None else jnp.mean(x, axis=1)
         return self.head(self.head_norm(x)).astype(jnp.float32), traced
 
     def features(
-        self, images: jax.Array, *, trace: Trace = False, wanted: int | None = None
+        self,
+        images: jax.Array,
+        *,
+        trace: Trace = False,
+        wanted: int | None = None,
+        edit: Edit | None = None,
     ) -> tuple[jax.Array, Any]:
         """The tokens `[b, n, d]` after the last block, the class token (if any) first, and the trace. With `wanted` only
         the first so many tokens, see `Stack`.
@@ -237,4 +250,4 @@ class ImageClassifier(nnx.Module):
             class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, self.config.dim))
             x = jnp.concatenate([class_token.astype(self.dtype), x], axis=1)
         x = x + positions.astype(self.dtype)
-        return self.blocks(x, trace=trace, wanted=wanted)
+        return self.blocks(x, trace=trace, wanted=wanted, edit=edit)

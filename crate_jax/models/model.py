@@ -9,6 +9,7 @@ from flax import nnx
 
 from crate_jax import InputError
 from crate_jax.models.config import ConfigT, resolve
+from crate_jax.models.partition import gather
 from crate_jax.models.stack import Trace
 
 Params = dict[str, Any]
@@ -94,7 +95,7 @@ class Model(Generic[ConfigT]):
         Returns:
           `(output, trace)`; the trace's arrays have a leading layer axis, and it is None when not asked for.
         """
-        return nnx.merge(self._graphdef, params)(inputs, train=train, key=key, trace=trace, **options)
+        return nnx.merge(self._graphdef, gather(params))(inputs, train=train, key=key, trace=trace, **options)
 
     def init_cache(self, batch_size: int, length: int | None = None) -> Cache:
         """An empty cache for `decode`: one or more arrays per layer, `[b, heads, length, head_dim]`, of static shape, in the
@@ -132,4 +133,4 @@ class Model(Generic[ConfigT]):
 
     def decoder(self, params: Params) -> Decode:
         """`decode` with the parameters bound and taken apart: make it outside of a loop over positions."""
-        return cast(CausalModule, nnx.merge(self._graphdef, params)).decoder()
+        return cast(CausalModule, nnx.merge(self._graphdef, gather(params))).decoder()

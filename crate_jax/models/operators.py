@@ -139,6 +139,7 @@ class MSSA(nnx.Module):
             "mssa_in": z,
             "mssa_update": update,
             "mssa_out": compressed,
+            "mssa_out_normed": after,
             "bases": self.bases[...],
             "subspace_in": self.project(normed),
             "subspace_out": self.project(after),

@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from crate_jax.models.attention import KERNELS
 from crate_jax.models.config import ModelConfig
 from crate_jax.models.layers import Dropout
-from crate_jax.models.partition import constrain
+from crate_jax.models.partition import constrain, gather
 from crate_jax.settings import one_of
 
 # Named arrays of one block, see `crate_jax.models.trace` for the names.
@@ -24,6 +24,8 @@ Intermediates = dict[str, jax.Array]
 # What is wanted of every block's intermediates (and `layer`, its number): False (nothing), True (all of them) or a function
 # that reduces them inside the scan, so that a reading of every layer needs no memory for the activations of every layer.
 Trace = bool | Callable[[Intermediates], Any]
+# `edit(layer, tokens)` replaces the tokens `[b, n, d]` that a block gives, to see what depends on them.
+Edit = Callable[[Any, jax.Array], jax.Array]
 
 REMAT_POLICIES = {
     "none": None,
@@ -93,7 +95,13 @@ class Stack(nnx.Module):
         self.unit = KERNELS[config.attention_kernel].unit if self.takes_part else 1
 
     def __call__(
-        self, x: jax.Array, *, trace: Trace = False, wanted: int | None = None, dropout: Dropout | None = None
+        self,
+        x: jax.Array,
+        *,
+        trace: Trace = False,
+        wanted: int | None = None,
+        dropout: Dropout | None = None,
+        edit: Edit | None = None,
     ) -> tuple[jax.Array, Any]:
         """`x` through all blocks.
 
@@ -104,26 +112,34 @@ class Stack(nnx.Module):
           trace: what is wanted of every block's intermediates.
           wanted: only the first so many tokens are returned, and the last layer is computed for them alone.
           dropout: see `Block`; not together with `wanted`.
+          edit: what becomes of the tokens after each block; it must treat every token alike. A trace shows them before it.
         Returns:
           `(tokens, trace)`. The trace has a leading axis of length `depth`; it is None when `trace` is False.
         """
         length = x.shape[1]
         if trace or not self.takes_part:
             # A trace shows all tokens of all layers, and none that are not there.
-            x, traced = self._run(x, trace, None, self.depth, dropout)
+            x, traced = self._run(x, trace, None, self.depth, dropout, edit)
             return x[:, :wanted], traced
         extra = -length % self.unit
         real = length if extra else None
         x = jnp.pad(x, ((0, 0), (0, extra), (0, 0))) if extra else x
         if wanted is None:
-            return self._run(x, False, real, self.depth, dropout)[0][:, :length], None
-        x, _ = self._run(x, False, real, self.depth - 1)
+            return self._run(x, False, real, self.depth, dropout, edit)[0][:, :length], None
+        x, _ = self._run(x, False, real, self.depth - 1, edit=edit)
         graphdef, stacked = nnx.split(self.blocks)
-        last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
-        return last(_placed(x), real=real, wanted=wanted)[0], None
+        last = nnx.merge(graphdef, gather(jax.tree.map(lambda leaf: leaf[-1], stacked)))
+        x = last(_placed(x), real=real, wanted=wanted)[0]
+        return (x if edit is None else edit(self.depth - 1, x)), None
 
     def _run(
-        self, x: jax.Array, trace: Trace, real: int | None, depth: int, dropout: Dropout | None = None
+        self,
+        x: jax.Array,
+        trace: Trace,
+        real: int | None,
+        depth: int,
+        dropout: Dropout | None = None,
+        edit: Edit | None = None,
     ) -> tuple[jax.Array, Any]:
         """`x` through the first blocks."""
         graphdef, stacked = nnx.split(self.blocks)
@@ -132,12 +148,13 @@ class Stack(nnx.Module):
             number, params = layer
             # At the entry of the block: constrained at its exit, the gradients of a scan came out wrong on a
             # data=2 × fsdp=2 × tensor=2 mesh (XLA of jax 0.10.2; the losses were right).
-            block = nnx.merge(graphdef, params)
+            block = nnx.merge(graphdef, gather(params))
             options: dict[str, Any] = {} if real is None else {"real": real}
             if dropout is not None:
                 options["dropout"] = dropout.at(number)
             x, intermediates = block(_placed(x), return_intermediates=bool(trace), **options)
             intermediates = {**intermediates, "layer": number}
+            x = x if edit is None else edit(number, x)
             return x, trace(intermediates) if callable(trace) else intermediates if trace else None
 
         if self.remat != "none":
@@ -162,7 +179,7 @@ class Stack(nnx.Module):
         here, once for all tokens, because XLA does not move that out of a loop.
         """
         graphdef, stacked = nnx.split(self.blocks)
-        blocks = [cast(CausalBlock, nnx.merge(graphdef, params)) for params in self._layers(stacked)]
+        blocks = [cast(CausalBlock, nnx.merge(graphdef, gather(params))) for params in self._layers(stacked)]
 
         def decode(x, caches, position):
             updated = []

@@ -109,7 +109,9 @@ class ToSTBlock(nnx.Module):
         normed = self.tssa_norm(z)
         compressed = (z + tssa_scale * self.tssa(normed))[:, :wanted]
         out = compressed + mlp_scale * self.mlp(self.mlp_norm(compressed))
-        return out, ({"normed": normed, "tssa_out": compressed, "out": out} if return_intermediates else {})
+        if not return_intermediates:
+            return out, {}
+        return out, {"normed": normed, "attention_in": z, "attention_out": compressed, "out": out}
 
 
 class ToST(ImageClassifier):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from crate_jax.models.attention import attend
@@ -86,9 +87,11 @@ class ViTBlock(nnx.Module):
         mixed = attend(query[:, :wanted], key, value, real=real, kernel=kernel)
         attended = x[:, :wanted] + self.attention_output(mixed)
         out = attended + self.mlp(self.mlp_norm(attended))
-        return out, (
-            {"normed": normed, "attention_out": attended, "out": out} if return_intermediates else {}
-        )
+        if not return_intermediates:
+            return out, {}
+        heads_first = {"query": jnp.swapaxes(query, 1, 2), "key": jnp.swapaxes(key, 1, 2)}
+        stream = {"attention_in": x, "attention_out": attended, "out": out}
+        return out, {"normed": normed, **heads_first, **stream}
 
 
 class ViT(ImageClassifier):

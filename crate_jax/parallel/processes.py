@@ -6,14 +6,24 @@ variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID may stan
 """
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import os
+import platform
 import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import clusters
 from jax.experimental import multihost_utils
 
 from crate_jax import InputError
+from crate_jax.parallel.channel import PARTING_SECONDS, Channel, Place, Refused
 from crate_jax.settings import convert, setting, settings_of
 
 # Flag of a command → variable that stands for it.
@@ -22,12 +32,13 @@ VARIABLES = {
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
-# A host that is silent for so long is dead, and the others end. jax's 100 s are more than a queue's patience.
-HEARTBEAT_SECONDS = 30
 # How long a host that is done waits for one that still draws pictures.
 FAREWELL_SECONDS = 3600
 # Bytes of a text that the processes agree on.
 LONGEST_TEXT = 500
+# What must be of one version on all processes, beside this code itself.
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_channel: Channel | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,9 @@ class JobFlags:
     )
     num_processes: int | None = setting(None, "How many processes run this command.", least=1)
     process_id: int | None = setting(None, "Which of them this is, counted from 0.", least=0)
+    join_seconds: float = setting(
+        300.0, "How long a process waits for the others to come, in seconds.", above=0
+    )
 
 
 def join(flags: JobFlags) -> None:
@@ -47,26 +61,94 @@ def join(flags: JobFlags) -> None:
     Args:
       flags: the command's; where one is None, its variable in VARIABLES counts.
     Raises:
-      InputError: flags that are incomplete or contradict one another, or processes that cannot be reached.
+      InputError: flags that are incomplete or contradict one another, a port that is not free, processes that do not come
+        within `join_seconds`.
+      Refused: on all processes, where they differ in their number or their code, or two have one number.
     """
-    options = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": FAREWELL_SECONDS}
+    global _channel
     given = _given(flags)
-    if any(value is not None for value in given.values()):
-        options |= _explicit(**given)
+    place, devices = (
+        _of_cluster() if all(value is None for value in given.values()) else (_explicit(**given), None)
+    )
+    if place is None:
+        return  # A machine on its own.
+    if place.count > 1:
+        _channel = Channel(place, flags.join_seconds, _end)
+        agree(_program())
     try:
-        jax.distributed.initialize(**options)
-    except ValueError as error:
-        # jax has no public way to ask whether it recognises a cluster.
-        if "coordinator_address should be defined" not in str(error):
-            raise
-        # No cluster: a machine on its own.
+        jax.distributed.initialize(
+            place.address,
+            place.count,
+            place.process,
+            local_device_ids=devices,
+            cluster_detection_method="deactivate",
+            shutdown_timeout_seconds=FAREWELL_SECONDS,
+        )
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"could not join the other processes: {str(error).splitlines()[0]}") from None
 
 
+def agree(values: Mapping[str, Any]) -> None:
+    """Hold all processes to the same values; all call it, at the same place of the program. One on its own agrees.
+
+    Args:
+      values: by name; whatever JSON holds, and groups and lists of it.
+    Raises:
+      Refused: on all processes, naming the first value that differs.
+    """
+    if _channel is None:
+        return
+    rows = [dict(_flat(row)) for row in _channel.exchange(dict(values))]
+    for process, row in enumerate(rows):
+        for name in rows[0] | row:
+            ours, theirs = rows[0].get(name), row.get(name)
+            if ours != theirs:
+                found = f"found {ours!r} on process 0, {theirs!r} on process {process}"
+                raise Refused(f"{name}: {found}; accepted: the same on all processes")
+
+
+def _flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _flat(value, f"{name}.{key}" if name else key)
+    elif isinstance(values, list):
+        for i, value in enumerate(values):
+            yield from _flat(value, f"{name}[{i}]")
+    else:
+        yield name, values
+
+
+def _program() -> dict[str, Any]:
+    """What runs: the command, this code, the libraries, and what is said of platforms and types."""
+    package = Path(__file__).parents[1]
+    code = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        code.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return {
+        "the command": Path(sys.argv[0]).stem,
+        "the code of crate_jax": code.hexdigest()[:12],
+        "Python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        "JAX_PLATFORMS": jax.config.jax_platforms,
+        "JAX_ENABLE_X64": jax.config.jax_enable_x64,
+    }
+
+
+def _of_cluster() -> tuple[Place | None, Sequence[int] | None]:
+    """The place that the cluster tells this process, and its devices; None where there is no cluster.
+
+    jax has no public way to ask what it recognises.
+    """
+    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
+    address, count, process, devices = found
+    if address is None or count is None or process is None:
+        return None, None
+    return Place(address, count, process), None if os.environ.get("JAX_LOCAL_DEVICE_IDS") else devices
+
+
 def _given(flags: JobFlags) -> dict:
     """The flags, with the variables that stand for those that are missing."""
-    given = dataclasses.asdict(flags)
+    given = {name: getattr(flags, name) for name in VARIABLES}
     for name, variable in VARIABLES.items():
         if given[name] is None and (text := os.environ.get(variable)):
             hint = JobFlags.__annotations__[name]
@@ -74,7 +156,7 @@ def _given(flags: JobFlags) -> dict:
     return given
 
 
-def _explicit(coordinator: str | None, num_processes: int | None, process_id: int | None) -> dict:
+def _explicit(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Place:
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if coordinator is None or num_processes is None or process_id is None:
@@ -88,12 +170,7 @@ def _explicit(coordinator: str | None, num_processes: int | None, process_id: in
     address, _, port = coordinator.rpartition(":")
     if not address or not port.isdigit():
         raise InputError(f"--coordinator: found {coordinator!r}; accepted: HOST:PORT of process 0")
-    return {
-        "coordinator_address": coordinator,
-        "num_processes": num_processes,
-        "process_id": process_id,
-        "cluster_detection_method": "deactivate",
-    }
+    return Place(coordinator, num_processes, process_id)
 
 
 def several() -> bool:
@@ -135,6 +212,29 @@ def first_of_all(text: str | None) -> str | None:
 def leave() -> None:
     """Wait until all others are done too, and part from them: nobody ends while another may still need it."""
     jax.distributed.shutdown()
+    if _channel is not None:
+        _channel.close()
+
+
+def fail(line: str, code: int) -> NoReturn:
+    """End this process with a line on stderr, and all others of the job with the same one."""
+    if _channel is not None and not _channel.tell(line, code):
+        time.sleep(2 * PARTING_SECONDS)  # Another one has failed before, and is about to end this one.
+    _end(line, code)
+
+
+def hear_why() -> None:
+    """Wait for the word of another process that has failed, which ends this one; return where none comes."""
+    if _channel is not None:
+        time.sleep(2 * PARTING_SECONDS)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    # Daemon threads of data workers or of a half-finished save must not keep a failed command alive; nor may the barrier
+    # at jax's exit.
+    sys.stdout.flush()
+    os._exit(code)
 
 
 class StopSignals:

@@ -4,6 +4,8 @@
 """
 
 from crate_jax.reports import (
+    atoms,
+    attention,
     code_length,
     earlier,
     known_entropy,
@@ -11,6 +13,8 @@ from crate_jax.reports import (
     loss,
     masked_prediction,
     reconstruction,
+    segmentation,
+    subspaces,
 )
 from crate_jax.reports.base import Figure, Gallery, Section, SectionResult, Table, TrainedRun
 
@@ -18,6 +22,10 @@ from crate_jax.reports.base import Figure, Gallery, Section, SectionResult, Tabl
 SECTIONS: dict[str, Section] = {
     "loss": Section(loss.make),
     "layerwise": Section(layerwise.make, uses_model=True),
+    "attention": Section(attention.make, uses_model=True),
+    "segmentation": Section(segmentation.make, uses_model=True),
+    "subspaces": Section(subspaces.make, uses_model=True),
+    "atoms": Section(atoms.make, uses_model=True),
     "code_length": Section(code_length.make),
     "known_entropy": Section(known_entropy.make),
     "masked_prediction": Section(masked_prediction.make),

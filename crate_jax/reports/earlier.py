@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from crate_jax.analysis.linear_probe import chosen_layer
 from crate_jax.reports.base import Figure, SectionResult, Table, TrainedRun
 
 SAMPLES = {
@@ -24,8 +25,11 @@ def probe(trained: TrainedRun) -> SectionResult | None:
         for layer in range(depth)
     ]
     pixels = 100 * probes["pixels"]["accuracy"][0]
-    best = {name: 100 * max(values["accuracy"]) for name, values in networks.items()}
-    alt = "Accuracy of linear probes and nearest neighbours by layer; best layers: "
+    best = {
+        name: 100 * values["accuracy"][chosen_layer(values["validation"])]
+        for name, values in networks.items()
+    }
+    alt = "Accuracy of linear probes and nearest neighbours by layer; layers chosen on held-out training images: "
     alt += (
         ", ".join(f"{name} {value:.2f} %" for name, value in best.items()) + f"; raw pixels {pixels:.2f} %."
     )

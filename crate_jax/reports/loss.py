@@ -20,5 +20,5 @@ def make(trained: TrainedRun) -> SectionResult | None:
         title="Training",
         text="The training loss, averaged over the steps between two logs and with whatever regularisation and augmentation "
         "the run uses, and the loss on the whole test split, by training step.",
-        figures=[Figure("loss.png", figures.losses(trained.lines, title=trained.title), alt)],
+        figures=[Figure("loss.svg", figures.losses(trained.lines, title=trained.title), alt)],
     )

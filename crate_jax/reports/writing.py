@@ -21,9 +21,12 @@ from crate_jax.runs.config import to_config_dict
 from crate_jax.runs.console import console, wide_table
 from crate_jax.runs.metrics import read_metrics, write_atomically
 from crate_jax.runs.workdir import without_none
+from crate_jax.settings import one_of
 from crate_jax.training.opening import Opened
 
 PAGE = "index.html"
+# The console counts the pictures of a section that has more than this, and names the others.
+SEVERAL = 3
 
 
 @dataclasses.dataclass
@@ -39,23 +42,44 @@ class Outcome:
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write_report(opened: Opened) -> Outcome:
+def chosen(text: str | None) -> list[str]:
+    """Names of sections, separated by commas; None means all.
+
+    Raises:
+      InputError: a name that is none of SECTIONS.
+    """
+    if text is None:
+        return list(SECTIONS)
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        one_of("--sections", name, SECTIONS)
+    return names
+
+
+def write_report(opened: Opened, sections: Sequence[str] | None = None) -> Outcome:
     """Make all sections that apply to a run, print their tables, and write `report/`; every process of the run calls this.
 
     A section that fails is one line and takes nothing else with it: a run that was trained must not be lost to its report.
     One that cannot be made, because the data are not here, is taken over from an earlier report of the same step.
+
+    Args:
+      opened: the run.
+      sections: names of those to make; None: all. The others are taken over from an earlier report of the same step.
     """
     trained = TrainedRun(*opened, read_metrics(opened.run.workdir / "metrics.jsonl"))
     outcome, folder = Outcome(), trained.run.workdir / "report"
     earlier = _earlier(folder)
-    sections = []
+    made = []
     for name, section in SECTIONS.items():
-        if section.uses_model or processes.is_first():
-            made = _attempt(name, section, trained, earlier.get(name), outcome)
-            sections += [made] if made else []
+        before = earlier.get(name)
+        if sections is not None and name not in sections:
+            made += [before] if before is not None and before.get("step") == trained.step else []
+        elif section.uses_model or processes.is_first():
+            one = _attempt(name, section, trained, before, outcome)
+            made += [one] if one else []
     if processes.is_first():
         try:
-            report = {"run": _about(trained), "sections": sections}
+            report = {"run": _about(trained), "sections": made}
             _write(folder / "report.json", json.dumps(report, indent=1) + "\n")
             _write(folder / PAGE, render(report, folder))
             outcome.written["report"] = str(folder / PAGE)
@@ -73,7 +97,7 @@ def _attempt(
             result = section.make(trained)
         return None if result is None else _publish(name, result, trained, outcome)
     except InputError as error:
-        console.print(f"report: {name} cannot be made: {error}", markup=False)
+        console.print(f"report: {name} cannot be made: {error}")
         if earlier is not None and earlier.get("step") == trained.step:
             return {**earlier, "kept": f"Not made again: {error}"}
         return {"name": name, "title": name, "step": trained.step, "missing": str(error)}
@@ -88,13 +112,13 @@ def _publish(name: str, result: SectionResult, trained: TrainedRun, outcome: Out
     folder, files = trained.run.workdir / "report", []
     for table in result.tables:
         wide_table(table.title, list(table.columns), [list(row) for row in table.rows])
-    for figure in result.figures:
+    pictures = [*result.figures, *(figure for gallery in result.galleries for figure in gallery.figures)]
+    for figure in pictures:
         _write(folder / figure.file, figure.image)
-        files.append(str(folder / figure.file))
-    for gallery in result.galleries:
-        for figure in gallery.figures:
-            _write(folder / figure.file, figure.image)
-        files.append(f"{gallery.title}: {len(gallery.figures)} pictures")
+    if len(pictures) <= SEVERAL:
+        files += [str(folder / figure.file) for figure in pictures]
+    else:
+        files.append(f"{len(pictures)} pictures, {folder / pictures[0].file} the first")
     if result.values is not None:
         _write(folder / f"{name}.json", json.dumps(result.values, indent=1) + "\n")
         files.append(str(folder / f"{name}.json"))
@@ -135,7 +159,6 @@ def _fail(name: str, error: Exception, outcome: Outcome) -> None:
     outcome.failed[name] = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     console.print(
         f"report: {name} failed ({outcome.failed[name]}); the run and the other sections are not affected",
-        markup=False,
     )
 
 

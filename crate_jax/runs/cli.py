@@ -118,7 +118,9 @@ def parse_config_file(argv: list[str], kind: type[FromConfig]) -> tuple[FromConf
     if asks_for_help(argv):
         _help(kind, describe(from_config_dict(values)), f"Keys of {flags.config}, set by --config.KEY=VALUE:")
     values, overrides = override(values, rest, kind)
-    return flags, from_config_dict(values, overrides), folder(flags.workdir or f"runs/{name}"), overrides
+    config, path = from_config_dict(values, overrides), folder(flags.workdir or f"runs/{name}")
+    _agree(flags, path, config, overrides)
+    return flags, config, path, overrides
 
 
 def folder(workdir: str) -> Path:
@@ -191,7 +193,24 @@ def parse_workdir(
     if asks_for_help(argv):
         _help(kind, describe(config), f"Keys of {path}, changed by --config.KEY=VALUE:")
     values, overrides = override(to_config_dict(config), rest, kind)
-    return flags, from_config_dict(values, overrides), path, overrides
+    config = from_config_dict(values, overrides)
+    _agree(flags, path, config, overrides)
+    return flags, config, path, overrides
+
+
+def _agree(flags: ConfigFlags | WorkdirFlags, path: Path, config: Config, overrides: set[str]) -> None:
+    """Of the processes of a job: that all have been asked for the same.
+
+    Raises:
+      Refused: on all processes, where they have not.
+    """
+    # What a configuration file says counts, not where it lies.
+    hidden = ("config", "workdir", *processes.VARIABLES)
+    own = {f"--{name}": str(value) for name, value in dataclasses.asdict(flags).items() if name not in hidden}
+    values = to_config_dict(config).to_dict()
+    processes.agree(
+        {"--workdir": str(path), **own, "--config": values, "keys of --config": ", ".join(sorted(overrides))}
+    )
 
 
 def _run_folder(flags: WorkdirFlags, kind: type) -> Path:
@@ -230,6 +249,8 @@ def run(main: Callable[[list[str]], int | None], kind: type) -> NoReturn:
         # Of several processes only the first one speaks.
         console.quiet = processes.several() and not processes.is_first()
         code = main(sys.argv)
+    except processes.Refused as error:
+        processes.fail(str(error), BAD_INPUT)
     except InputError as error:
         _fail(str(error), BAD_INPUT)
     except FloatingPointError as error:
@@ -237,6 +258,7 @@ def run(main: Callable[[list[str]], int | None], kind: type) -> NoReturn:
     except jax.errors.JaxRuntimeError as error:
         first = str(error).splitlines()[0]
         if processes.several() and re.search(r"(?i)gloo|nccl|connection|heartbeat|unavailable", first):
+            processes.hear_why()
             _fail(f"the other processes cannot be reached; one of them has stopped: {first}", FAILED)
         if error.error_code_string != "RESOURCE_EXHAUSTED":
             _crash()
@@ -248,11 +270,25 @@ def run(main: Callable[[list[str]], int | None], kind: type) -> NoReturn:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
-    except Exception:
+    except Exception as error:
+        _refuse_platform(error)
         _crash()
     processes.leave()
     sys.stdout.flush()
     sys.exit(code or 0)
+
+
+def _refuse_platform(error: Exception) -> None:
+    """Say in one line that JAX_PLATFORMS names what is not there, where that is what jax complains of."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    frames = traceback.extract_tb(error.__traceback__)
+    if asked and any(Path(frame.filename).name == "xla_bridge.py" for frame in frames):
+        reason = str(error).partition(": ")[2].partition(" (set JAX_PLATFORMS")[0]
+        _fail(
+            f"JAX_PLATFORMS: found {asked}, which cannot be used here{f' ({reason})' if reason else ''}; accepted: what "
+            "this machine and the installed jax have, such as cpu, or nothing",
+            BAD_INPUT,
+        )
 
 
 def _give_cpu_enough_threads() -> None:
@@ -272,13 +308,10 @@ def _crash() -> NoReturn:
     if not processes.several():
         raise
     traceback.print_exc()
-    _fail("see above", FAILED)
+    error = sys.exc_info()[1]
+    _fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", FAILED)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     who = f"{processes.who()}: " if processes.several() else ""
-    print(f"error: {who}{' '.join(message.split())}", file=sys.stderr, flush=True)
-    # Daemon threads of data workers or of a half-finished save must not keep a failed command alive; nor may the barrier
-    # at jax's exit, for the other processes learn of this one's end by its silence.
-    sys.stdout.flush()
-    os._exit(code)
+    processes.fail(f"{who}{' '.join(message.split())}", code)

@@ -84,6 +84,9 @@ class DataConfig(Augmentations):
     palette: str | None = setting(
         None, "An .npy of colours for token models; left out: k-means over the training images."
     )
+    max_megapixels: float = setting(
+        100.0, "Images of more megapixels, by their headers, are refused.", above=0, most=1e6
+    )
     threads: int | None = setting(None, "Threads that prepare batches; left out: one per core.", least=1)
 
     @property

@@ -40,13 +40,15 @@ def replace_what_cannot_be_encoded() -> None:
             stream.reconfigure(errors="replace")
 
 
-# A file or a pipe has no width of its own; rich would take 80 columns and cut the tables.
-console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+# Names of files and of classes may hold [brackets] and :words:, which rich would read as markup and as emoji. A file or a
+# pipe has no width of its own; rich would take 80 columns and cut the tables.
+_WIDTH = None if sys.stdout.isatty() else 140
+console = _Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=_WIDTH)
 
 
 def table(title: str, rows: Mapping[str, object]) -> None:
     """Two columns: name and value."""
-    # As `Text`: names of files and of classes may hold brackets, which rich would read as markup.
+    # As `Text`, which is never read as markup, whatever the console does.
     out = Table(title=Text(title), show_header=False, title_justify="left")
     for name, value in rows.items():
         out.add_row(Text(name), Text(str(value)))
@@ -76,7 +78,7 @@ def human_bytes(count: float) -> str:
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yields `advance(count)` for `total` things: a live bar on a terminal, elsewhere at most a line every ten seconds."""
     if console.is_terminal:
-        columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = TextColumn(title, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=total)
             yield lambda count: bar.advance(task, count)

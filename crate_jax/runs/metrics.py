@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from crate_jax import InputError
 from crate_jax.data import files
 from crate_jax.parallel import processes
 from crate_jax.parallel.feed import Feed
@@ -43,7 +45,11 @@ class MetricsWriter:
             import wandb
 
             self._wandb = wandb.init(
-                project=wandb_project, dir=str(workdir), id=Path(workdir).name, resume="allow"
+                project=wandb_project,
+                dir=str(workdir),
+                id=_wandb_id(Path(workdir), resumed=resume_step > 0),
+                name=Path(workdir).absolute().name,
+                resume="allow",
             )
 
     def write(self, step: int, values: Mapping[str, float | bool]) -> None:
@@ -70,6 +76,27 @@ class MetricsWriter:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def check_wandb(project: str | None) -> None:
+    """Raise where a run is to be logged to Weights & Biases, and cannot be.
+
+    Raises:
+      InputError: the package is not installed.
+    """
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            f"wandb: found {project!r}, but the package wandb is not installed; accepted: pip install wandb"
+        )
+
+
+def _wandb_id(workdir: Path, *, resumed: bool) -> str:
+    """The run's own name there, kept in its folder: folders of one name, such as seed0, are many."""
+    path, name = workdir / "wandb_id", workdir.absolute().name
+    if not path.is_file():
+        # Runs of older versions have the name of their folder.
+        write_atomically(path, name if resumed else f"{name}-{secrets.token_hex(4)}")
+    return path.read_text(encoding="utf-8").strip()
 
 
 class ThroughputWindow:
@@ -103,14 +130,16 @@ class ThroughputWindow:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file; a torn last line, left by a killed run, is skipped."""
+    """The lines of a metrics file; a torn one, left by a killed run, or one that is no object with a step, is skipped."""
     lines = []
     if Path(path).exists():
-        for text in Path(path).read_text(encoding="utf-8").splitlines():
+        for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except ValueError:
                 continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 
@@ -121,7 +150,7 @@ def write_if_possible(path: Path, content: str | bytes) -> bool:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
-        console.print(f"not written: {path} ({error.strerror})", markup=False)
+        console.print(f"not written: {path} ({error.strerror})")
         return False
     return True
 

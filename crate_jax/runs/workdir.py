@@ -9,6 +9,7 @@ import numpy as np
 
 from crate_jax import InputError
 from crate_jax.data import palette
+from crate_jax.data.dataset import class_name
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.models.config import ModelConfig
 from crate_jax.parallel import processes
@@ -90,7 +91,7 @@ def _changed_data(workdir: Path, config: Config, now: DatasetInfo) -> list[str]:
     if not (workdir / "dataset.json").is_file():
         return []
     before, changes = read_dataset(workdir), []
-    if before.class_names != now.class_names:
+    if tuple(map(class_name, before.class_names)) != now.class_names:
         pairs = itertools.zip_longest(before.class_names, now.class_names)
         label, (old, new) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         text = f"label {label} was {old or 'none'}, is {new or 'none'}"
@@ -103,6 +104,10 @@ def _changed_data(workdir: Path, config: Config, now: DatasetInfo) -> list[str]:
     for split, count in now.num_examples.items():
         if (old := before.num_examples.get(split)) != count:
             changes.append(f"the {split} split had {old} examples, has {count}")
+    if not changes and before.fingerprint and before.fingerprint != now.fingerprint:
+        changes.append(
+            f"the files of {now.name} are others, by their names or sizes; their number is the same"
+        )
     return changes
 
 
@@ -151,7 +156,14 @@ def on_any_machine(model: ModelConfig) -> ModelConfig:
 def read_dataset(workdir: Path) -> DatasetInfo:
     """The description of the data that a run was trained on."""
     length = getattr(read_config(workdir).model, "num_positions", None)
-    return DatasetInfo.from_json(_read(workdir, "dataset.json"), length)
+    values = _read(workdir, "dataset.json")
+    try:
+        return DatasetInfo.from_json(values, length)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"--workdir: {Path(workdir) / 'dataset.json'} does not describe a dataset ({type(error).__name__}: {error}); "
+            "restore it, or start again with the run's configuration"
+        ) from None
 
 
 def _read(workdir: Path, name: str) -> dict:
@@ -160,7 +172,7 @@ def _read(workdir: Path, name: str) -> dict:
         raise InputError(f"--workdir: {workdir} holds no {name}; accepted: the folder of a training run")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # No JSON, or no UTF-8.
         raise InputError(f"--workdir: {path} is not valid JSON ({error})") from None
 
 

@@ -1,7 +1,12 @@
 """Checkpoints with Orbax: asynchronous, the best and the latest kept, an interrupted or damaged one never counted."""
 
+import contextlib
+import errno
 import json
 import logging
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +45,8 @@ class Checkpoints:
         self.directory = Path(workdir).absolute() / "checkpoints"
         if not create and not self.directory.is_dir():
             raise InputError(f"workdir: no checkpoints in {workdir}; give the --workdir of a training run")
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs dozens of lines a save.
+        # Orbax logs dozens of lines a save, and hundreds when one fails; `_saving` says which and why.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._manager: ocp.CheckpointManager | None = None
         self._damaged: dict[int, str] = {}
         self._checked: set[int] = set()
@@ -160,13 +166,14 @@ class Checkpoints:
         if step == self.last_saved:
             return
         metrics = {"score": NO_SCORE if score is None else float(score)}
-        self._manager.save(
-            step,
-            args=ocp.args.StandardSave(_as_dict(state)),
-            metrics=metrics,
-            custom_metadata=checksums.about(step),
-            force=True,
-        )
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(_as_dict(state)),
+                metrics=metrics,
+                custom_metadata=checksums.about(step),
+                force=True,
+            )
 
     def restore(self, abstract: TrainState, step: int) -> TrainState:
         """The state at `step`, placed as `abstract` says.
@@ -194,14 +201,38 @@ class Checkpoints:
         return restored[name]
 
     def wait(self) -> None:
-        """Block until the last save is complete; raises what went wrong in it."""
+        """Block until the last save is complete.
+
+        Raises:
+          OSError: it could not be written; the one before it is still there.
+        """
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            with self._saving():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish pending saves and release the threads."""
+        """Finish pending saves and release the threads; raises as `wait`."""
         if self._manager is not None:
-            self._manager.close()
+            with self._saving():
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Say in one line what goes wrong with a save, and remove what it has left: the disk may be full."""
+        try:
+            yield
+        except Exception as error:
+            found = error
+            while not isinstance(found, OSError) and (found.__cause__ or found.__context__) is not None:
+                found = found.__cause__ or found.__context__
+            full = "No space left on device" in str(error)
+            if not full and not isinstance(found, OSError):
+                raise
+            if processes.is_first():
+                for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            number = errno.ENOSPC if full or not isinstance(found, OSError) else found.errno
+            raise OSError(number, os.strerror(number or errno.EIO), str(self.directory)) from error
 
     def _restore(self, step: int, handler: ocp.CheckpointHandler, asked: Any) -> Any:
         """What a handler reads of a checkpoint; the files are its own, no list of checkpoints is needed."""

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import jax
 
+from crate_jax import InputError
 from crate_jax.models import Params
 from crate_jax.parallel import processes
 from crate_jax.parallel.feed import Feed
@@ -82,7 +83,7 @@ def train(run: Run, readers: Sequence[Reader] = ()) -> Result:
       FloatingPointError: the loss or a gradient was not finite.
     """
     for change in workdir.check(run.workdir, run.config, run.info):
-        console.print(f"changed since the last start: {change}", markup=False)
+        console.print(f"changed since the last start: {change}")
     with jax.set_mesh(run.mesh):
         loop = _Loop(run, readers)
         try:
@@ -166,7 +167,10 @@ class _Loop:
         try:
             with processes.StopSignals() as signals, progress as self.progress:
                 for step in range(self.start_step + 1, self.total_steps + 1):
-                    batch = next(feed)
+                    try:
+                        batch = next(feed)
+                    except InputError as error:
+                        self._save_before(error, current)
                     with jax.transfer_guard("disallow"):
                         current, report = self.program.train_step(current, batch)
                     self.in_flight.append((step, report))
@@ -179,6 +183,20 @@ class _Loop:
             feed.close()
         self.checkpoints.wait()
         return current
+
+    def _save_before(self, error: InputError, current: TrainState) -> NoReturn:
+        """Data that cannot be read end the run: what was trained until then is saved first.
+
+        Of several processes only those stop that meet such data, and saving needs them all.
+        """
+        step = int(current.step)
+        if processes.several() or step == self.start_step or bool(current.halted):
+            raise error
+        self._settle(current, keep=0)
+        self._check_usable(current, step, {})
+        self.checkpoints.save(current, step, None)
+        self.checkpoints.wait()
+        raise InputError(f"{error}; the run is saved at step {step}") from error
 
     def _settle(self, current: TrainState, *, keep: int) -> None:
         """Wait until at most `keep` steps are in flight, and log those that are due. Nothing waits for the newest step."""

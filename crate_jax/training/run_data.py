@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from rich.text import Text
 
 from crate_jax import InputError
 from crate_jax.data import folders, pipeline, sources, subset
 from crate_jax.data.augmentation import Augment, WithCrops
+from crate_jax.data.dataset import notes_of
 from crate_jax.parallel.sharding import batch_part
 from crate_jax.runs.config import Config, DataConfig
+from crate_jax.runs.console import console
 from crate_jax.tasks import crops_of
 
 # What the data of a run are called where nobody knows them.
@@ -28,12 +31,14 @@ def finder(data: DataConfig, exclude: str) -> Find:
 
 
 def describe(config: Config, find: Find) -> sources.DatasetInfo:
-    """What the data hold and how many examples of them `config` uses; reads a few images at most.
+    """What the data hold and how many examples of them `config` uses; reads a few images at most. Says what is left out.
 
     Sequences that leave their length to the model are counted once it is fitted, see `DatasetInfo.cut`.
     """
-    data = config.data
-    info = sources.inspect(data.name, train=data.train_split, test=data.test_split, dataset=find())
+    data, dataset = config.data, find()
+    for note in notes_of(dataset):
+        console.print(Text(note))
+    info = sources.inspect(data.name, train=data.train_split, test=data.test_split, dataset=dataset)
     if data.labels_per_class is None:
         return info
     train = min(info.num_examples["train"], data.labels_per_class * info.num_classes)
@@ -68,6 +73,7 @@ class RunData:
             data.name,
             {"train": data.train_split, "test": data.test_split}[use],
             length=config.model.sequence_length,
+            most_pixels=round(data.max_megapixels * 1e6),
             dataset=self._find(),
         )
         if use == "train" and data.labels_per_class is not None:

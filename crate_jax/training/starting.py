@@ -1,5 +1,6 @@
 """Starting a run: look at the data, fit the configuration to them, and choose the palette."""
 
+import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from jax.experimental import multihost_utils
 
 from crate_jax import InputError, settings
 from crate_jax.data import palette
+from crate_jax.parallel import processes
 from crate_jax.runs import builtin
 from crate_jax.runs import workdir as workdirs
 from crate_jax.runs.config import Config, fit_to_data
-from crate_jax.training import run_data
+from crate_jax.runs.metrics import check_wandb
+from crate_jax.training import memory, run_data
 from crate_jax.training.building import Run, build, needs_palette, with_palette
 
 
@@ -24,13 +27,17 @@ def start_run(config: Config, workdir: Path, overrides: Collection[str] = ()) ->
       workdir: the folder of the run, perhaps not there yet.
       overrides: dotted keys that the user set by hand (see `fit_to_data`).
     Raises:
-      InputError: whatever is wrong with the data, the mesh, the batch size or the model, before any work is done.
+      InputError: whatever is wrong with the data, the mesh, the batch size or the model, before any work is done; on all
+        processes where they see different data.
     """
     settings.check(config, "config: ")
+    check_wandb(config.wandb)
     find = run_data.finder(config.data, exclude=str(workdir))
     info = run_data.describe(config, find)
+    processes.agree({"data": dataclasses.asdict(info)})
     config = fit_to_data(config, info, overrides)
     run = build(config, info.cut(config.model.sequence_length), workdir, find=find)
+    memory.check(run)
     return with_palette(run, choose_palette(run)) if needs_palette(run) else run
 
 

@@ -102,7 +102,7 @@ def test_a_training_step_takes_two_thirds_of_the_released_matmul_flops(monkeypat
     ours, call = flops(), Stack.__call__
     monkeypatch.setattr(objectives, "ista_step", three_matmul_ista)
     monkeypatch.setattr(
-        Stack, "__call__", lambda self, x, *, trace=False, wanted=None: call(self, x, trace=trace)
+        Stack, "__call__", lambda self, x, *, trace=False, wanted=None, **rest: call(self, x, trace=trace)
     )
     assert ours / flops() <= 0.66
 

@@ -62,7 +62,7 @@ def test_matches_hugging_face():
     model = models.create(config)
     logits, trace = model.apply(params, jnp.asarray(arrays["tokens"], jnp.int32), trace=True)
     np.testing.assert_allclose(logits, arrays["logits"], rtol=1e-5, atol=1e-5)
-    last = np.asarray(trace["mlp_out"][-1])
+    last = np.asarray(trace["out"][-1])
     normed = last / np.sqrt(np.mean(last**2, -1, keepdims=True) + 1e-5) * params["head_norm"]["scale"]
     np.testing.assert_allclose(normed, arrays["hidden_last"], rtol=1e-5, atol=1e-5)
 

@@ -1,10 +1,8 @@
 """Several processes compute what one does, stop together, resume elsewhere, and end when one of them dies."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,27 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, environment
+from conftest import ROOT, TINY, environment, free_port
 
 from crate_jax import InputError
 from crate_jax.parallel import processes
 from crate_jax.runs.flags import take
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def started():
-    """Processes, each of a session of its own, that end with the test whatever it finds."""
-    processes: list[subprocess.Popen] = []
-    yield processes
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def observe(started, out: Path, folder: Path, *meshes: str, count: int = 1, devices: int) -> dict[str, dict]:

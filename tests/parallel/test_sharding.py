@@ -206,3 +206,13 @@ def test_heads_stay_split_over_the_tensor_axis():
     assert done.returncode == 0, done.stderr
     gathers, sums = (int(word) for word in done.stdout.split())
     assert gathers == 0 and 2 <= sums <= 3, done.stdout
+
+
+@pytest.mark.slow
+def test_every_family_computes_on_a_mesh_what_one_device_does():
+    done = run([sys.executable, str(Path(__file__).with_name("observe_families.py"))], devices=8, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert {name for name, *_ in rows} >= set(models.FAMILIES) and len(rows) > len(models.FAMILIES)
+    for name, mesh, outputs, gradients in rows:
+        assert float(outputs) <= 1e-5 and float(gradients) <= 1e-5, (name, mesh, outputs, gradients)

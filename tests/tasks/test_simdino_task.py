@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import QUICK
 
 from crate_jax import InputError, models
 from crate_jax.runs.config import Config, DataConfig, SimDINOConfig
@@ -210,7 +211,7 @@ def test_views_come_from_the_whole_image(tmp_path):
         assert batch["global_views"].shape == (4, 2, 8, 8, 3) and batch["global_views"][..., 0].max() > 100
         assert batch["local_views"].shape == (4, 2, 4, 4, 3)
     np.testing.assert_array_equal(first["local_views"], again["local_views"])
-    values = train(config, tmp_path / "run")
+    values = train(config, tmp_path / "run", sections=QUICK)
     assert np.isfinite(values["eval/loss"]) and values["eval/count"] == 4
 
 

@@ -1,0 +1,193 @@
+"""Layers of a transformer in integers, whose results are the same on every machine: exact in any order, on any device.
+
+A tensor of real numbers is int32 in fixed point: the number times 2^F, with F chosen when the model is quantised. Products
+with kernels are int8 × int8 → int32; a factor of 15 bits goes in as two of int8, x = 128·hi + lo. There is no 64-bit number.
+No sum overflows, whatever the input, because what goes into a product is cut to its width first:
+
+    =====================  ===========================================  ==========================
+    value                  cut to, or bounded by                        by
+    =====================  ===========================================  ==========================
+    residual stream        |x| < 2^19                                   `saturate`
+    input of a product     |x| ≤ 2^14                                   `saturate`
+    product of d features  2^14 · Σ|w| < 2^31, w int8 of a column       checked when quantised
+    norm: Σ x²             d · 2^20 ≤ 2^30                              d ≤ MAX_WIDTH
+    norm: x / ‖x‖          2^27, with 26 bits after the point           Cauchy-Schwarz
+    scores                 p · 127 · 2^14 ≤ 2^30                        p ≤ MAX_HEAD_DIM
+    weights of attention   2^14 − 1 each, their sum < 2^24              n ≤ MAX_POSITIONS
+    weighted sum           127 · Σ weights < 2^31                       the same
+    weights of symbols     2^20 each, their sum < 2^31                  v ≤ MAX_VOCAB
+    =====================  ===========================================  ==========================
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crate_jax.compression.rans import PRECISION, TOTAL
+
+MAX_WIDTH = MAX_VOCAB = MAX_POSITIONS = 1024
+MAX_HEAD_DIM = 512
+RESIDUAL_BITS = 19
+FACTOR_BITS = 14
+# exp(−u / STEPS) for u = 0 … EXP_LENGTH − 1: down to e^−16.
+STEPS = 256
+EXP_LENGTH = 4096
+WEIGHT_BITS = 14
+# 1 / √v for v from 2^14 to 2^16, every 16.
+ROOT_FIRST, ROOT_LAST, ROOT_STEP = 1 << 14, 1 << 16, 16
+# x / ‖x‖ has so many bits after the point.
+UNIT_BITS = 26
+# σ(1.702 x) for x from −8 to 8.
+SIGMOID_LENGTH = 4096
+
+Table = dict[str, np.ndarray]
+
+
+class Scale(NamedTuple):
+    """A factor multiplier · 2^−shift, for each feature or for all: |multiplier| < 2^15, 16 ≤ shift ≤ 30."""
+
+    multiplier: jax.Array
+    shift: jax.Array
+
+
+def make_scale(factor: np.ndarray) -> Scale:
+    """The `Scale` nearest to a factor between −½ and ½."""
+    factor = np.asarray(factor, np.float64)
+    if not np.all(np.abs(factor) < 0.5):
+        raise ValueError(f"found a factor of {np.abs(factor).max():.3g}; accepted: below 0.5")
+    shift = np.clip(15 - np.frexp(factor)[1], 16, 30)
+    multiplier = np.clip(np.rint(np.ldexp(factor, shift)), 1 - 2**15, 2**15 - 1)
+    return Scale(multiplier.astype(np.int32), shift.astype(np.int32))
+
+
+def make_tables() -> Table:
+    """What a model needs of exp, √ and σ, as integers; they are part of its file, so that no other machine makes its own."""
+    falling = np.exp(-np.arange(EXP_LENGTH) / STEPS)
+    roots = np.arange(ROOT_FIRST, ROOT_LAST, ROOT_STEP) + ROOT_STEP / 2
+    points = (np.arange(SIGMOID_LENGTH) - SIGMOID_LENGTH // 2) / STEPS
+    return {
+        "weights": np.rint(falling * (2**WEIGHT_BITS - 1)).astype(np.int16),
+        "symbols": np.rint(falling * TOTAL).astype(np.int32),
+        "roots": np.rint(2**22 / np.sqrt(roots)).astype(np.int32),
+        "sigmoid": np.rint(2**WEIGHT_BITS / (1 + np.exp(-1.702 * points))).astype(np.int16),
+    }
+
+
+def scaled(x: jax.Array, scale: Scale) -> jax.Array:
+    """x · multiplier / 2^shift, to the nearest integer or the one beside it; any int32."""
+    # In two parts of 15 bits: the product itself has 46. |x >> 15| ≤ 2^16, so each part is below 2^31.
+    multiplier, shift = scale
+    part = (x >> 15) * multiplier + (((x & 0x7FFF) * multiplier) >> 15)
+    return (part + (1 << (shift - 16))) >> (shift - 15)
+
+
+def saturate(x: jax.Array, bits: int) -> jax.Array:
+    """x cut to −2^bits … 2^bits − 1."""
+    return jnp.clip(x, -(1 << bits), (1 << bits) - 1)
+
+
+def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(hi, lo) int8 with x = 128·hi + lo, of −2^14 ≤ x < 2^14."""
+    return (x >> 7).astype(jnp.int8), (x & 127).astype(jnp.int8)
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x W for x `[b, d]`, cut to FACTOR_BITS, and W int8 `[d, k]`; int32."""
+    parts = jnp.concatenate(split(saturate(x, FACTOR_BITS)))
+    high, low = jnp.split(jax.lax.dot(parts, kernel, preferred_element_type=jnp.int32), 2)
+    return 128 * high + low
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """Over the last axis, which stays; in int32 where jax has 64 bits too."""
+    return jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.int32)
+
+
+def _bit_length(x: jax.Array) -> jax.Array:
+    return 32 - jax.lax.clz(x)
+
+
+def unit(x: jax.Array, roots: jax.Array, eps: jax.Array, *, centred: bool) -> jax.Array:
+    """x / √(Σ x² + ε), with UNIT_BITS after the point, of a residual stream `[b, d]`; of its deviation from the mean if
+    `centred`. `eps` is ε in the units of x².
+    """
+    width = x.shape[-1]
+    if centred:
+        x = x - (2 * _sum(x) + width) // (2 * width)
+    # The largest entry gets 14 bits, fewer if it is tiny.
+    drop = jnp.maximum(_bit_length(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) - 14, -4)
+    x = shifted(x, drop)
+    squares = _sum(jnp.square((x + 8) >> 4))
+    squares = jnp.maximum(squares + (eps >> (2 * (drop + 4))), 1)
+    # squares = v · 4^half with v in the table.
+    half = (_bit_length(squares) - 15) >> 1
+    v = jnp.where(half >= 0, squares >> (2 * jnp.maximum(half, 0)), squares << (-2 * jnp.minimum(half, 0)))
+    return shifted(x * roots[(v - ROOT_FIRST) // ROOT_STEP], half)
+
+
+def shifted(x: jax.Array, drop: jax.Array) -> jax.Array:
+    """x / 2^drop, to the nearest integer; x · 2^−drop where drop is negative."""
+    right = jnp.maximum(drop, 0)
+    return jnp.where(drop > 0, (x + ((1 << right) >> 1)) >> right, x << -jnp.minimum(drop, 0))
+
+
+def attend(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    position: jax.Array,
+    scale: Scale,
+    weights: jax.Array,
+) -> jax.Array:
+    """Attention of one token to the cache, as `models.attention.attend_cached`.
+
+    Args:
+      query: int32 `[b, h, p]`, cut to FACTOR_BITS. keys, values: int8 `[b, h, n, p]`. position: int scalar.
+      scale: from query · key to steps of 1/STEPS in the exponent of the softmax, for each head `[h, 1]`.
+      weights: the table of that name.
+    Returns:
+      int32 `[b, h, p]`, the mean of the values with 7 more bits after the point.
+    """
+    scores = _row_by_matrix(saturate(query, FACTOR_BITS), keys, 3)
+    seen = jnp.arange(keys.shape[2]) <= position
+    top = jnp.max(jnp.where(seen, scores, jnp.iinfo(jnp.int32).min), axis=-1, keepdims=True)
+    below = jnp.clip(scaled(jnp.where(seen, top - scores, 0), scale), 0, EXP_LENGTH - 1)
+    weight = jnp.where(seen, weights[below].astype(jnp.int32), 0)
+    total = _sum(weight)
+    mixed = _row_by_matrix(weight, values, 2)
+    whole = mixed // total
+    return 128 * whole + 128 * (mixed - whole * total) // total
+
+
+def _row_by_matrix(row: jax.Array, cache: jax.Array, axis: int) -> jax.Array:
+    """A row `[b, h, k]` times a matrix for each example and head, summed over that axis of `[b, h, n, p]`.
+
+    In int32: the work is reading the cache, and a product of few rows gains nothing from int8.
+    """
+    dimensions = (((3,), (axis,)), ((0, 1), (0, 1)))
+    out = jax.lax.dot_general(row[:, :, None], cache.astype(jnp.int32), dimensions)
+    return out[:, :, 0]
+
+
+def frequencies(logits: jax.Array, symbols: jax.Array) -> jax.Array:
+    """What softmax gives each symbol of TOTAL slots, at least one, for logits int32 `[b, v]` in steps of 1/STEPS.
+
+    What rounding leaves over or takes too much is the likeliest symbol's.
+    """
+    below = jnp.max(logits, axis=-1, keepdims=True) - logits
+    weight = symbols[jnp.minimum(below, EXP_LENGTH - 1)]
+    total = _sum(weight)
+    # weight · TOTAL / total, by the reciprocal of the 16 leading bits of the total.
+    drop = _bit_length(total) - 16
+    reciprocal = (jnp.uint32(1 << 31) // ((total >> drop) + 1).astype(jnp.uint32)).astype(jnp.int32)
+    part = (weight >> 10) * reciprocal + (((weight & 1023) * reciprocal) >> 10)
+    return complete(1 + (part >> (drop + 21 - PRECISION)))
+
+
+def complete(sizes: jax.Array) -> jax.Array:
+    """The sizes `[b, v]` with what is missing to TOTAL given to the largest, or taken from it."""
+    missing = TOTAL - _sum(sizes)
+    largest = jnp.argmax(sizes, axis=-1, keepdims=True)
+    return sizes + jnp.where(jnp.arange(sizes.shape[-1]) == largest, missing, 0)

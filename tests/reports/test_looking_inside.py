@@ -1,0 +1,102 @@
+"""The sections that look inside a model, made of an old run of each family; a folder of images in place of its own."""
+
+import dataclasses
+import tarfile
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from crate_jax import InputError
+from crate_jax.reports import atoms, attention, segmentation, subspaces
+from crate_jax.reports.base import TrainedRun
+from crate_jax.reports.looking import stride_for
+from crate_jax.reports.writing import chosen
+from crate_jax.training.opening import open_run
+
+
+@pytest.fixture(scope="module", params=["crate", "vit", "crate_alpha", "tost", "masked_autoencoder"])
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    with tarfile.open(ROOT / "tests" / "fixtures" / "runs" / f"{request.param}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return TrainedRun(*open_run(folder / "run"), [])
+
+
+def pictures(result):
+    """Every figure of a section, decoded."""
+    found = [*result.figures, *(figure for gallery in result.galleries for figure in gallery.figures)]
+    for gallery in result.galleries:
+        assert len(gallery.figures) == np.prod([len(values) for values in gallery.axes.values()])
+    for figure in found:
+        assert figure.alt
+        if figure.file.endswith(".png"):
+            yield cv2.imdecode(np.frombuffer(figure.image, np.uint8), cv2.IMREAD_COLOR)
+        else:
+            assert figure.image.startswith(b"<?xml")
+
+
+def test_each_section_says_what_it_shows_or_does_not_apply(trained):
+    family = trained.run.config.model.family
+    with jax.set_mesh(trained.run.mesh):
+        made = {
+            each.__name__.split(".")[-1]: each.make(trained)
+            for each in (attention, segmentation, subspaces, atoms)
+        }
+    applies = {name for name, result in made.items() if result is not None}
+    expected = {
+        "crate": {"attention", "segmentation", "subspaces", "atoms"},
+        "vit": {"attention", "segmentation", "atoms"},
+        "crate_alpha": {"attention", "segmentation", "subspaces", "atoms"},
+        "tost": {"segmentation"},
+        "crate_mae": {"attention", "segmentation", "subspaces"},
+    }
+    assert applies == expected[family]
+    for result in filter(None, made.values()):
+        assert "{" not in result.text
+        for picture in pictures(result):
+            assert min(picture.shape[:2]) > 100 and picture.std() > 0
+        for table in result.tables:
+            assert {len(row) for row in table.rows} == {len(table.columns)}
+    depth = trained.run.config.model.depth
+    assert (
+        len(made["segmentation"].tables[0].rows)
+        == segmentation.IMAGES
+        == len(made["segmentation"].values["images"])
+    )
+    if "subspaces" in applies:
+        values = made["subspaces"].values
+        assert np.shape(values["energy"])[0] == depth == len(values["coherence"])
+    if "atoms" in applies:
+        assert np.shape(made["atoms"].values["heads"]["change"]) == (depth, trained.run.config.model.heads)
+        assert ("atoms" in made["atoms"].values) == (family != "vit")
+
+
+def test_images_of_a_folder_have_no_classes(trained, tmp_path):
+    if trained.run.config.model.family != "crate":
+        pytest.skip("one family is enough")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, (20, 20, 3)).astype(np.uint8))
+    looked = dataclasses.replace(trained, images=tmp_path)
+    with jax.set_mesh(trained.run.mesh):
+        result = atoms.make(looked)
+    assert {row[1] for row in result.tables[1].rows} == {"–"}
+    assert f"images of {tmp_path}" in result.text
+
+
+def test_coarse_grids_are_refined():
+    from crate_jax import models
+
+    def stride(size, patch):
+        return stride_for(models.CRATEConfig(image_size=size, patch_size=patch))
+
+    assert [stride(8, 4), stride(32, 4), stride(224, 16), stride(28, 7)] == [1, 1, 8, 7]
+
+
+def test_unknown_sections_are_one_line():
+    assert chosen("atoms, loss") == ["atoms", "loss"] and "attention" in chosen(None)
+    with pytest.raises(InputError, match="--sections: found 'atom'; accepted: "):
+        chosen("atom")
