@@ -23,7 +23,8 @@ A run is made small, its parameters without the optimiser's state, by an --outpu
 No file of weights says how images are scaled. They are scaled as in the released code, for a ViT as in timm's own models; if
 yours was trained otherwise, as DeiT was, say so:
 
-    python -m crate_jax.convert --input=deit_tiny.pth --output=runs/deit --config.data.mean=(0.485,0.456,0.406)
+    python -m crate_jax.convert --input=deit_tiny.pth --output=runs/deit \\
+        "--config.data.mean=(0.485,0.456,0.406)" "--config.data.std=(0.229,0.224,0.225)"
 """
 
 import dataclasses
@@ -42,6 +43,23 @@ from crate_jax.weights import files
 
 # The format that a family of models is written in, where none is asked for.
 WRITTEN_AS = {"crate": "crate", "crate_alpha": "crate_alpha", "crate_mae": "crate_mae", "vit": "vit_timm"}
+
+# Formats of files that are not written, and are no names of folders either.
+FOREIGN = (
+    ".pt",
+    ".bin",
+    ".ckpt",
+    ".h5",
+    ".onnx",
+    ".msgpack",
+    ".npy",
+    ".pkl",
+    ".index",
+    ".json",
+    ".tar",
+    ".gz",
+    ".zip",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +101,13 @@ def main(argv: list[str]) -> None:
         raise InputError(
             "--input and --output are required, or --inspect. To start: python -m crate_jax.convert --inspect=FILE"
         )
-    is_run = (place(flags.input) / "config.json").is_file() and not _holds_weights(flags.input)
-    to_file = Path(flags.output).suffix.lower() in files.WRITERS
+    is_run = _is_run(flags.input)
+    suffix = Path(flags.output).suffix.lower()
+    to_file = suffix in files.WRITERS
+    if suffix in FOREIGN:
+        raise InputError(
+            f"--output: found {suffix}; accepted: a folder, or a file that ends in {', '.join(files.WRITERS)}"
+        )
     if changes and (to_file or is_run):
         raise InputError(
             f"unknown flag {changes[0].partition('=')[0]}: only a new run has a configuration to change"
@@ -100,17 +123,29 @@ def main(argv: list[str]) -> None:
 
 
 def place(given: str) -> Path:
-    """The folder or file that --input names."""
+    """The folder or file that --input or --inspect names.
+
+    Raises:
+      InputError: an address on the web, or a builtin run that there is not.
+    """
+    if "://" in given:
+        raise InputError(f"--input: found {given}; accepted: a file that is here; download it first")
     return locate(given) if given.startswith(PREFIX) else cli.folder(given)
 
 
-def _holds_weights(folder: str) -> bool:
-    """Whether a folder with a config.json is one of Hugging Face's."""
-    return any((place(folder) / name).is_file() for name in files.IN_FOLDER)
+def _is_run(given: str) -> bool:
+    """Whether it is the folder of a run; one of Hugging Face's holds a config.json too, beside its weights."""
+    folder = place(given)
+    holds_weights = any((folder / name).is_file() for name in files.IN_FOLDER)
+    return (folder / "config.json").is_file() and not holds_weights
 
 
 def show(flags: Flags) -> None:
     """Print what a file is, by its shapes."""
+    if _is_run(flags.inspect):
+        raise InputError(
+            f"--inspect: {flags.inspect} is the folder of a run already; accepted: released weights"
+        )
     found = weights.inspect(flags.inspect, flags.family, heads=flags.heads, part=flags.part, ask=False)
     model = found.config
     table(

@@ -236,6 +236,12 @@ def test_mistakes(case, flags, message, tmp_path):
     [
         ([], "--input and --output are required, or --inspect"),
         (["--input={folder}/none.pth", "--output=x"], "no file"),
+        (
+            ["--input={file}", "--output={folder}/x.h5"],
+            "--output: found .h5; accepted: a folder, or a file that ends in",
+        ),
+        (["--inspect={run}"], "is the folder of a run already; accepted: released weights"),
+        (["--input=https://host/w.pth", "--output=x"], "accepted: a file that is here; download it first"),
         (["--input={run}", "--output={run}"], "is there already; accepted: a new folder"),
         (
             ["--input={run}", "--output={folder}/x.npz", "--family=vit_timm"],
@@ -363,7 +369,7 @@ def test_fine_tuning_of_a_builtin_run(tmp_path):
 
 
 # Builtin run → the accuracy or the bits per pixel that docs/weights.md states.
-STATED = {"crate-digits": ("eval/accuracy", 0.978)}
+STATED = {"crate-digits": ("eval/accuracy", 0.978), "igpt-digits": ("eval/bits_per_pixel", 1.997)}
 
 
 @pytest.mark.parametrize("name", builtin.names())
@@ -393,7 +399,7 @@ def test_builtin_runs_are_small_and_in_the_package():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workdir=builtin:x"], "builtin run: found 'x'; accepted: crate-digits"),
+        (["--workdir=builtin:x"], "builtin run: found 'x'; accepted: crate-digits, igpt-digits"),
         (
             ["--workdir=runs/a", "--output=b"],
             "--output: found b for runs/a; accepted: none, but for builtin runs",
