@@ -1,5 +1,8 @@
 """Properties of all measures: invariances, oracles in float64, limits, gradients, errors."""
 
+import doctest
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -266,3 +269,9 @@ def test_other_bad_settings():
             call()
     with pytest.raises(TypeError, match="form"):
         alignment.cknna(A, B)
+
+
+@pytest.mark.parametrize("module", ["calibration", "cka", "knn", "measures", "neighbors"])
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(importlib.import_module(f"crate_jax.alignment.{module}"))
+    assert found.attempted and not found.failed
