@@ -112,6 +112,27 @@ def known_entropy(
     return as_png(figure)
 
 
+def losses_together(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """An SVG of the losses of several runs by step, each in a colour: training thin, test with marks.
+
+    Args:
+      runs: what to call a run → the lines of its `metrics.jsonl`.
+    """
+    figure, axis = plt.subplots(figsize=(5.2, 3.4))
+    for number, (run, lines) in enumerate(runs.items()):
+        color = plt.get_cmap("tab10")(number % 10)
+        for name, style in (("train", {"alpha": 0.45}), ("eval", {"marker": "o", "markersize": 4})):
+            points = [(line["step"], line[f"{name}/loss"]) for line in lines if f"{name}/loss" in line]
+            if points:
+                label = f"{run}, {'test' if name == 'eval' else 'training'}"
+                axis.plot(*zip(*points, strict=True), color=color, label=label, **style)
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    return as_svg(figure)
+
+
 def probe(networks: dict[str, Probe], pixels: Probe, *, title: str) -> bytes:
     """Test accuracy by layer of the linear probe and of the nearest neighbours, raw pixels as a line beside them.
 
@@ -152,7 +173,7 @@ def subspaces(overlap: np.ndarray, energy: np.ndarray, *, chance: float) -> byte
       an SVG.
     """
     depth, heads = energy.shape
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, panels = plt.subplots(2, 1, figsize=(5.6, 5.8), sharex=True)  # One above the other, for phones.
     layers = np.arange(1, depth + 1)
     others = (overlap.sum(axis=-1) - np.einsum("lkk->lk", overlap)) / max(heads - 1, 1)
     for axis, values, color, title in (
@@ -170,21 +191,21 @@ def subspaces(overlap: np.ndarray, energy: np.ndarray, *, chance: float) -> byte
             label="mean of heads",
         )
         axis.axhline(chance, color=GREY, linestyle="--", label="chance, p/d")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("layer")
+        axis.set_title(title, fontsize=11)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylim(0, None)
         axis.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(fontsize=8, frameon=False)
+    panels[1].set_xlabel("layer")
+    panels[0].legend(fontsize=9, frameon=False)
     figure.tight_layout()
     return as_svg(figure)
 
 
-def heads(change: np.ndarray) -> bytes:
-    """A number for each head of each layer, `[layers, heads]`, as a table of shades; an SVG."""
+def heads(change: np.ndarray, first: int = 0) -> bytes:
+    """A number for each head, `[layers, heads]`, as a table of shades, layers numbered from `first` + 1; an SVG."""
     depth, count = change.shape
     figure, axis = plt.subplots(figsize=(1.6 + 0.62 * count, 1.1 + 0.42 * depth))
-    shades = axis.pcolormesh(change, cmap="cividis", vmin=0, edgecolors="none")
+    axis.pcolormesh(change, cmap="cividis", vmin=0, edgecolors="none")
     middle = change.max() / 2
     for layer, head in np.ndindex(change.shape):
         # Named colours would follow the reader's theme; these stand on the shades.
@@ -199,11 +220,10 @@ def heads(change: np.ndarray) -> bytes:
             fontsize=8,
         )
     axis.set_xticks(np.arange(count) + 0.5, np.arange(count) + 1)
-    axis.set_yticks(np.arange(depth) + 0.5, np.arange(depth) + 1)
+    axis.set_yticks(np.arange(depth) + 0.5, first + np.arange(depth) + 1)
     axis.invert_yaxis()
     axis.set_xlabel("head")
     axis.set_ylabel("layer")
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
-    del shades
     return as_svg(figure)

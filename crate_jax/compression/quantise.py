@@ -124,7 +124,7 @@ def _observe(model: models.Model, params: models.Params, tokens: np.ndarray) -> 
         return {"residual": stream, "projected": largest(seen["subspace_in"], (0, 2))}
 
     def igpt(seen):
-        stream = jnp.maximum(largest(seen["attention_out"]), largest(seen["mlp_out"]))
+        stream = jnp.maximum(largest(seen["attention_out"]), largest(seen["out"]))
         return {"residual": stream, "normed": seen["normed"], "attention_out": seen["attention_out"]}
 
     reading = crate if model.config.family == "crate_gpt" else igpt

@@ -15,7 +15,7 @@ from crate_jax.parallel import processes
 from crate_jax.runs import cli
 from crate_jax.runs import help as helps
 from crate_jax.runs.config import describe
-from crate_jax.runs.flags import take
+from crate_jax.runs.flags import once_each, take
 from crate_jax.settings import REQUIRED, setting, settings_of
 
 COMMANDS = sorted(__main__.commands())
@@ -327,3 +327,18 @@ def test_the_console_script_is_the_list_of_commands():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts["crate-jax"].partition(":")
     assert getattr(importlib.import_module(module), function) is __main__.main
+
+
+@pytest.mark.parametrize(
+    ("given", "each"),
+    [
+        (["c", "--workdir=a"], [["c", "--workdir=a"]]),
+        (["c"], [["c"]]),
+        (
+            ["c", "--workdir", "a", "--x", "1", "--workdir=b=c"],
+            [["c", "--workdir=a", "--x", "1"], ["c", "--x", "1", "--workdir=b=c"]],
+        ),
+    ],
+)
+def test_a_flag_that_may_be_given_several_times(given, each):
+    assert once_each(given, "workdir") == each
