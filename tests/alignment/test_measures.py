@@ -27,6 +27,11 @@ NOT_SYMMETRIC = {"cycle_knn", "pwcca", "cknna released"}
 NARROW = B[:, : A.shape[1]]
 
 
+def slow_but(few, cases):
+    """The cases, those outside of `few` marked slow."""
+    return [pytest.param(case, marks=[] if case in few else [pytest.mark.slow]) for case in cases]
+
+
 def made(case):
     return measure(case.split(" ")[0], **CASES[case])
 
@@ -51,7 +56,7 @@ def test_invariances(case):
         np.testing.assert_allclose(one(A, A), top, rtol=1e-4 if case == "cknna released" else 2e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but({"cknna released", "cca", "procrustes", "rsa"}, CASES))
 def test_reordering_what_was_prepared_is_preparing_what_was_reordered(case):
     one, order = made(case), np.random.default_rng(2).permutation(len(A))
 
@@ -80,8 +85,15 @@ def kernel(x, sigma=None):
     return np.exp(-((x[:, None] - x[None]) ** 2).sum(-1) / (2 * sigma**2))
 
 
-@pytest.mark.parametrize("sigma", [None, 7.0])
-@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize(
+    ("sigma", "unbiased"),
+    [
+        (None, True),
+        pytest.param(None, False, marks=pytest.mark.slow),
+        (7.0, False),
+        pytest.param(7.0, True, marks=pytest.mark.slow),
+    ],
+)
 def test_cka_against_float64(sigma, unbiased, monkeypatch):
     """By blocks of rows that do not divide n, by the whole matrix, and through the features where these are fewer."""
     monkeypatch.setattr(neighbors, "BLOCK", 3 * len(A))
@@ -206,7 +218,7 @@ SMOOTH = {
 }
 
 
-@pytest.mark.parametrize("case", SMOOTH)
+@pytest.mark.parametrize("case", slow_but({"cka unbiased", "cknna"}, SMOOTH))
 def test_gradients(case, monkeypatch):
     """Against differences along a direction, and through several blocks."""
     monkeypatch.setattr(neighbors, "BLOCK", 11 * 40)
