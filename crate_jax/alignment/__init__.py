@@ -24,11 +24,13 @@ from crate_jax.alignment.measure import Measure
 from crate_jax.alignment.measures import MEASURES, measure
 from crate_jax.alignment.neighbors import nearest_neighbors
 from crate_jax.alignment.pmi import pmi_kernel
+from crate_jax.alignment.units import Matches, unit_matches
 
 __all__ = [
     "MEASURES",
     "Calibrated",
     "Comparison",
+    "Matches",
     "Measure",
     "calibrate",
     "cca",
@@ -55,4 +57,5 @@ __all__ = [
     "score_table",
     "shape_distance",
     "svcca",
+    "unit_matches",
 ]

@@ -152,7 +152,7 @@ def subspaces(overlap: np.ndarray, energy: np.ndarray, *, chance: float) -> byte
       an SVG.
     """
     depth, heads = energy.shape
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, panels = plt.subplots(2, 1, figsize=(5.6, 5.8), sharex=True)  # One above the other, for phones.
     layers = np.arange(1, depth + 1)
     others = (overlap.sum(axis=-1) - np.einsum("lkk->lk", overlap)) / max(heads - 1, 1)
     for axis, values, color, title in (
@@ -170,21 +170,21 @@ def subspaces(overlap: np.ndarray, energy: np.ndarray, *, chance: float) -> byte
             label="mean of heads",
         )
         axis.axhline(chance, color=GREY, linestyle="--", label="chance, p/d")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("layer")
+        axis.set_title(title, fontsize=11)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylim(0, None)
         axis.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(fontsize=8, frameon=False)
+    panels[1].set_xlabel("layer")
+    panels[0].legend(fontsize=9, frameon=False)
     figure.tight_layout()
     return as_svg(figure)
 
 
-def heads(change: np.ndarray) -> bytes:
-    """A number for each head of each layer, `[layers, heads]`, as a table of shades; an SVG."""
+def heads(change: np.ndarray, first: int = 0) -> bytes:
+    """A number for each head, `[layers, heads]`, as a table of shades, layers numbered from `first` + 1; an SVG."""
     depth, count = change.shape
     figure, axis = plt.subplots(figsize=(1.6 + 0.62 * count, 1.1 + 0.42 * depth))
-    shades = axis.pcolormesh(change, cmap="cividis", vmin=0, edgecolors="none")
+    axis.pcolormesh(change, cmap="cividis", vmin=0, edgecolors="none")
     middle = change.max() / 2
     for layer, head in np.ndindex(change.shape):
         # Named colours would follow the reader's theme; these stand on the shades.
@@ -199,11 +199,10 @@ def heads(change: np.ndarray) -> bytes:
             fontsize=8,
         )
     axis.set_xticks(np.arange(count) + 0.5, np.arange(count) + 1)
-    axis.set_yticks(np.arange(depth) + 0.5, np.arange(depth) + 1)
+    axis.set_yticks(np.arange(depth) + 0.5, first + np.arange(depth) + 1)
     axis.invert_yaxis()
     axis.set_xlabel("head")
     axis.set_ylabel("layer")
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
-    del shades
     return as_svg(figure)

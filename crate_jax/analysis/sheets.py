@@ -14,10 +14,10 @@ def sheet(tiles: Sequence[tuple[str, np.ndarray]], *, columns: int | None = None
 
     Args:
       tiles: (label, uint8 `[h, w, 3]`); each picture is brought to `side` pixels of height, pixels stay sharp.
-      columns: pictures in a row; by default all, five at most.
+      columns: pictures in a row; by default all, three at most, which can be made out on a phone.
       side: pixels.
     """
-    columns = columns or min(len(tiles), 5)
+    columns = columns or min(len(tiles), 3)
     drawn = [_labelled(label, _sized(picture, side)) for label, picture in tiles]
     width = max(each.shape[1] for each in drawn)
     drawn = [_to_width(each, width) for each in drawn]

@@ -13,8 +13,9 @@ from crate_jax.analysis.atoms import Atoms, peak_reader, top_examples
 from crate_jax.analysis.overlays import outlined
 from crate_jax.analysis.sheets import sheet
 from crate_jax.data.sources import Source
-from crate_jax.parallel.sharding import replicated, shard_batch
+from crate_jax.parallel.sharding import replicated
 from crate_jax.reports.base import Figure, Gallery, SectionResult, Table, TrainedRun
+from crate_jax.reports.looking import affordable, batches
 
 # Images that answers are looked for in, images that ablations are measured on, atoms that are shown, images of each.
 MEASURED, ABLATED, SHOWN, TOP = 1000, 64, 12, 8
@@ -27,37 +28,48 @@ def make(trained: TrainedRun) -> SectionResult | None:
     classifier = isinstance(config, models.ImageConfig) and run.config.task == "classify"
     if not classifier or config.family not in interventions.HEADS:
         return None
-    heads = _ablate_heads(trained)
+    source, first = _ablated(trained)
+    heads = _ablate_heads(trained, source, first)
     values: dict[str, Any] = {
-        "images_ablated": len(trained.examples(ABLATED)),
+        "images_ablated": len(source),
+        "first_layer": first + 1,
         "heads": {key: value.tolist() for key, value in heads.items()},
     }
-    tables = [_heads_table(heads)]
+    tables = [_heads_table(heads, first)]
     worst = np.unravel_index(heads["change"].argmax(), heads["change"].shape)
     alt = (
         "Change of the logits without each head, by layer. The largest is that of "
-        f"layer {worst[0] + 1}, head {worst[1] + 1}: {heads['change'][worst]:.2f}."
+        f"layer {first + worst[0] + 1}, head {worst[1] + 1}: {heads['change'][worst]:.2f}."
     )
     caption = "Change of the logits, ‖Δ‖/‖logits‖, without one head."
-    drawn = [Figure("heads.svg", figures.heads(heads["change"]), alt, caption)]
-    galleries, text = [], _head_text(trained)
+    drawn = [Figure("heads.svg", figures.heads(heads["change"], first), alt, caption)]
+    galleries, text = [], _head_text(trained, len(source), first)
     if config.family in interventions.ATOMS:
-        source = trained.examples(MEASURED)
-        atoms = _find(trained, source)
+        looked_at = trained.examples(affordable(trained, MEASURED))
+        atoms = _find(trained, looked_at)
         shown = _most_selective(atoms)
-        changes = _ablate_atoms(trained, shown)
+        changes = _ablate_atoms(trained, source, shown)
         values["atoms"] = _atoms_as_json(atoms, shown, changes)
         tables.append(_atoms_table(trained, atoms, shown, changes))
-        galleries.append(_gallery(trained, source, atoms, shown))
-        text += _atom_text(trained, len(source), len(atoms.active))
+        galleries.append(_gallery(trained, looked_at, atoms, shown))
+        text += _atom_text(trained, len(looked_at), len(atoms.active))
     return SectionResult("Heads and atoms", text, values, tables, drawn, galleries)
 
 
-def _head_text(trained: TrainedRun) -> str:
+def _ablated(trained: TrainedRun) -> tuple[Source, int]:
+    """The images that ablations are measured on, and the first layer whose heads are taken out: of a large model not all."""
+    config = trained.run.config.model
+    count = affordable(trained, ABLATED, passes=config.depth * config.heads)
+    passes = affordable(trained, config.depth * config.heads, passes=count, least=config.heads)
+    return trained.examples(count), config.depth - passes // config.heads
+
+
+def _head_text(trained: TrainedRun, count: int, first: int) -> str:
+    part = f" Those of layers {first + 1} to {trained.run.config.model.depth} were." if first else ""
     return (
-        "A head is taken out by setting its U_k (in a ViT its part of the output matrix) to zero. The change is "
-        "‖Δ‖/‖logits‖ with the mean over classes taken out of both, “decisions” are the images whose first class is "
-        f"another one then, the mean over {len(trained.examples(ABLATED)):,} {trained.examples_are}."
+        "A head is taken out by setting its U_k (in a ViT its part of the output matrix) to zero."
+        f"{part} The change is ‖Δ‖/‖logits‖ with the mean over classes taken out of both, “decisions” are the images whose "
+        f"first class is another one then; the mean over {count:,} {trained.examples_are}."
     )
 
 
@@ -71,26 +83,22 @@ def _atom_text(trained: TrainedRun, count: int, atoms: int) -> str:
     )
 
 
-def _batches(trained: TrainedRun, source: Source):
-    run = trained.run
-    for batch in run.data.eval_batches(source):
-        yield batch, shard_batch(batch, run.mesh)
-
-
-def _ablate_heads(trained: TrainedRun) -> dict[str, np.ndarray]:
+def _ablate_heads(trained: TrainedRun, source: Source, first: int) -> dict[str, np.ndarray]:
     """Name of a measure → `[layers, heads]`."""
     config = trained.run.config.model
-    places = [(layer, head) for layer in range(config.depth) for head in range(config.heads)]
-    changes = _changes(trained, places, interventions.logits_without_head)
-    return {name: value.reshape(config.depth, config.heads) for name, value in changes.items()}
+    places = [(layer, head) for layer in range(first, config.depth) for head in range(config.heads)]
+    changes = _changes(trained, source, places, interventions.logits_without_head)
+    return {name: value.reshape(-1, config.heads) for name, value in changes.items()}
 
 
-def _ablate_atoms(trained: TrainedRun, shown: np.ndarray) -> dict[str, np.ndarray]:
-    last = trained.run.config.model.depth - 1
-    return _changes(trained, [(last, int(atom)) for atom in shown], interventions.logits_without_atom)
+def _ablate_atoms(trained: TrainedRun, source: Source, shown: np.ndarray) -> dict[str, np.ndarray]:
+    places = [(trained.run.config.model.depth - 1, int(atom)) for atom in shown]
+    return _changes(trained, source, places, interventions.logits_without_atom)
 
 
-def _changes(trained: TrainedRun, places: list[tuple[int, int]], without: Any) -> dict[str, np.ndarray]:
+def _changes(
+    trained: TrainedRun, source: Source, places: list[tuple[int, int]], without: Any
+) -> dict[str, np.ndarray]:
     """Mean over examples of each measure of `logit_change`, for each place."""
     run = trained.run
     inputs = run.task.inputs
@@ -99,14 +107,13 @@ def _changes(trained: TrainedRun, places: list[tuple[int, int]], without: Any) -
         images = inputs(batch)
         logits = run.model.apply(params, images)[0]
         moved = interventions.logit_change(logits, without(run.model, layer, number)(params, images))
-        return {name: jnp.sum(value * batch["mask"]) for name, value in moved.items()}
+        return {name: jnp.sum(value) for name, value in moved.items()}
 
     jitted = jax.jit(change, out_shardings=replicated(run.mesh))
-    source = trained.examples(ABLATED)
-    placed = [batch for _, batch in _batches(trained, source)]
+    parts = list(batches(source))
     sums = [
         jax.tree.map(
-            lambda *x: sum(map(float, x)), *(jitted(trained.params, batch, *place) for batch in placed)
+            lambda *x: sum(map(float, x)), *(jitted(trained.params, batch, *place) for batch in parts)
         )
         for place in places
     ]
@@ -124,10 +131,9 @@ def _find(trained: TrainedRun, source: Source) -> Atoms:
     look = jax.jit(look, out_shardings=replicated(run.mesh))
 
     def parts():
-        for batch, placed in _batches(trained, source):
-            real, found = batch["mask"] > 0, jax.device_get(look(trained.params, placed))
-            labels = np.maximum(batch["label"][real], 0)
-            yield found["peak"][real], found["place"][real], labels
+        for batch in batches(source):
+            found = jax.device_get(look(trained.params, batch))
+            yield found["peak"], found["place"], np.maximum(batch["label"], 0)
 
     classes = max(run.config.model.num_classes, 1)
     return top_examples(parts(), num_classes=classes, top=TOP)
@@ -144,10 +150,10 @@ def _class_of(trained: TrainedRun, label: int) -> str:
     return classes[label] if trained.images is None and label < len(classes) else "–"
 
 
-def _heads_table(heads: dict[str, np.ndarray]) -> Table:
+def _heads_table(heads: dict[str, np.ndarray], first: int) -> Table:
     rows = [
         [
-            f"{layer + 1}.{head + 1}",
+            f"{first + layer + 1}.{head + 1}",
             f"{heads['change'][layer, head]:.3f}",
             f"{100 * heads['flipped'][layer, head]:.1f}",
             f"{heads['divergence'][layer, head]:.4f}",

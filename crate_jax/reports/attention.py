@@ -11,7 +11,7 @@ from crate_jax.analysis.sheets import sheet
 from crate_jax.analysis.tokens import OUTLYING, norm_outliers, token_reader
 from crate_jax.parallel.sharding import replicated
 from crate_jax.reports.base import Figure, Gallery, SectionResult, Table, TrainedRun
-from crate_jax.reports.looking import fine_maps, some_images, stride_for
+from crate_jax.reports.looking import affordable, fine_maps, some_images, stride_for
 
 # Images that the numbers are of, that are drawn, and layers that are drawn, evenly spread with the last among them.
 MEASURED, DRAWN, MAX_LAYERS = 64, 4, 6
@@ -24,14 +24,13 @@ def make(trained: TrainedRun) -> SectionResult | None:
     config = trained.run.config.model
     if not compares_tokens(trained.run.model):
         return None
-    images, names, pictures = some_images(trained, MEASURED)
+    images, names, pictures = some_images(trained, affordable(trained, MEASURED))
     shares, norms = _measure(trained, images)
     outliers = [norm_outliers(each) for each in norms]
     stride = stride_for(config)
     drawn = np.linspace(0, len(images) - 1, min(DRAWN, len(images))).astype(int)
-    maps = fine_maps(
-        trained, images[drawn], lambda params, x: attention_maps(trained.run.model, params, x), stride
-    )
+    model = trained.run.model
+    maps = fine_maps(trained, lambda params, x: attention_maps(model, params, x), stride)(images[drawn])
     who = "the class token" if config.pool == "class" else "all tokens, on average,"
     gallery = _gallery(maps, pictures[drawn], [names[i] for i in drawn], config.depth, who)
     rows = [

@@ -1,18 +1,41 @@
 """What sections share that look at single images: which ones, and what the model's layers say of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from crate_jax.analysis.attention import at_shifts
+from crate_jax.data.sources import Source
 from crate_jax.models import ImageConfig
 from crate_jax.parallel.sharding import replicated
 from crate_jax.reports.base import TrainedRun
 
 # Values a side that a map is refined to by shifted images, and steps per patch at most: 16 passes.
 FINE, MAX_STEPS = 32, 4
+
+# Matmul operations that a section may spend on forward passes, so that a report of a large model takes minutes: on a CPU
+# some ten seconds of two cores, on an accelerator less.
+BUDGET = {"cpu": 1e12}
+ACCELERATED = 1e14
+# Examples at a time. Not the run's batches: those are padded, perhaps from a few images to hundreds.
+AT_ONCE = 64
+
+
+def affordable(trained: TrainedRun, most: int, *, passes: int = 1, least: int = 4) -> int:
+    """Images, at most `most`, that `passes` forward passes can be made of; `least` even where these are too many."""
+    run = trained.run
+    budget = BUDGET.get(run.mesh.devices.flat[0].platform, ACCELERATED)
+    cost = 2 * run.model.num_params * run.config.model.sequence_length
+    return max(min(least, most), min(most, int(budget / cost / max(passes, 1))))
+
+
+def batches(source: Source) -> Iterator[dict[str, np.ndarray]]:
+    """Examples, AT_ONCE at a time."""
+    for start in range(0, len(source), AT_ONCE):
+        part = [source[number] for number in range(start, min(start + AT_ONCE, len(source)))]
+        yield {name: np.stack([each[name] for each in part]) for name in part[0]}
 
 
 def some_images(trained: TrainedRun, count: int) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -39,17 +62,18 @@ def stride_for(config: ImageConfig) -> int:
 
 
 def fine_maps(
-    trained: TrainedRun, images: np.ndarray, read: Callable[[Any, jax.Array], jax.Array], stride: int
-) -> np.ndarray:
-    """`read(params, inputs)` `[b, …, rows, columns]` of the images and of shifted ones as one finer map, see `at_shifts`."""
+    trained: TrainedRun, read: Callable[[Any, jax.Array], jax.Array], stride: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images to `read(params, inputs)` `[b, …, rows, columns]` of them and of shifted ones as one finer map,
+    see `at_shifts`. It is compiled once for images of one shape.
+    """
     inputs, patch_size = trained.run.task.inputs, trained.run.config.model.patch_size
     jitted = jax.jit(
         lambda params, images: read(params, inputs({"image": images})),
         out_shardings=replicated(trained.run.mesh),
     )
-    return at_shifts(
-        lambda images: jax.device_get(jitted(trained.params, images)),
-        images,
-        patch_size=patch_size,
-        stride=stride,
-    )
+
+    def look(images: np.ndarray) -> np.ndarray:
+        return jax.device_get(jitted(trained.params, images))
+
+    return lambda images: at_shifts(look, images, patch_size=patch_size, stride=stride)

@@ -1,5 +1,6 @@
 """Objects that a model's token features tell apart, without labels: MaskCut, and principal components as colours."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ TEXT = (
     "smallest, takes the connected part at the peak of the eigenvector for an object, and repeats without it, at "
     "most {objects} times; a later cut is refused if it overlaps the one before or is smaller than 1 % of the "
     "image. The colours are the first three principal components of all images' tokens together, {explained:.0f} % "
-    "of their variance, so that equal colours mean like features; on the right those of the foreground alone, the "
+    "of their variance, so that equal colours mean like features; “foreground” has those of the foreground alone, the "
     "smaller side of the first component. Small models on small images need not find objects: this shows what they "
     "do find."
 )
@@ -35,7 +36,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
     images, names, pictures = some_images(trained, IMAGES)
     kind = "keys" if compares_tokens(trained.run.model) else "tokens"
     stride = stride_for(config)
-    features = token_maps(trained, images, kind, stride)
+    features = token_maps(trained, kind, stride)(images)
     grid, flat = features.shape[1:3], features.reshape(len(images), -1, features.shape[-1])
     cuts = [maskcut(each, grid, threshold=THRESHOLD, objects=OBJECTS) for each in flat]
     colours = {"all tokens": joint_pca(flat), "foreground": joint_pca(flat, foreground=True)}
@@ -70,8 +71,8 @@ def make(trained: TrainedRun) -> SectionResult | None:
     )
 
 
-def token_maps(trained: TrainedRun, images: np.ndarray, kind: str, stride: int) -> np.ndarray:
-    """Features of the last layer's patches `[m, rows, columns, f]`."""
+def token_maps(trained: TrainedRun, kind: str, stride: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images to the features of the last layer's patches `[m, rows, columns, f]`."""
     model = trained.run.model
     patch_size, reader = trained.run.config.model.patch_size, token_reader(kind)
 
@@ -81,7 +82,8 @@ def token_maps(trained: TrainedRun, images: np.ndarray, kind: str, stride: int) 
         maps = features[:, -rows * columns :].reshape(len(inputs), rows, columns, -1)
         return maps.transpose(0, 3, 1, 2)
 
-    return fine_maps(trained, images, read, stride).transpose(0, 2, 3, 1)
+    maps = fine_maps(trained, read, stride)
+    return lambda images: maps(images).transpose(0, 2, 3, 1)
 
 
 def _row(number: int, name: str, cuts: list[Cut]) -> list[object]:
@@ -118,6 +120,6 @@ def _gallery(
         ]
         objects = {0: "no object", 1: "one object"}.get(len(kept), f"{len(kept)} objects")
         alt = f"Image {number} ({name}): the image, {objects} found by MaskCut, principal components as colours."
-        figures.append(Figure(f"segmentation-{number}.png", sheet(tiles, columns=4), alt))
+        figures.append(Figure(f"segmentation-{number}.png", sheet(tiles, columns=2), alt))
     numbers = [f"{number}: {name}" for number, name in enumerate(names, 1)]
     return Gallery("Objects and components", {"image": numbers}, figures)

@@ -7,8 +7,9 @@ import numpy as np
 
 from crate_jax.analysis import figures
 from crate_jax.analysis import subspaces as geometry
-from crate_jax.parallel.sharding import replicated, shard_batch
+from crate_jax.parallel.sharding import replicated
 from crate_jax.reports.base import Figure, SectionResult, Table, TrainedRun
+from crate_jax.reports.looking import affordable, batches
 
 MEASURED = 256
 TEXT = (
@@ -70,8 +71,8 @@ def make(trained: TrainedRun) -> SectionResult | None:
     }
     image = figures.subspaces(np.array([each.overlap for each in layers]), mean["energy"], chance=width / dim)
     alt = (
-        f"Left: mean overlap of each subspace with the {heads - 1} others, by layer, from {min(overlaps):.3f} to "
-        f"{max(overlaps):.3f} on average over heads; chance is {width / dim:.3f}. Right: share of the tokens' energy "
+        f"Above: mean overlap of each subspace with the {heads - 1} others, by layer, from {min(overlaps):.3f} to "
+        f"{max(overlaps):.3f} on average over heads; chance is {width / dim:.3f}. Below: share of the tokens' energy "
         "in each subspace, by layer."
     )
     caption = "Each thin line is a head, the thick line their mean, the dashed line chance."
@@ -102,10 +103,9 @@ def _measure(trained: TrainedRun) -> tuple[dict[str, np.ndarray], dict[str, np.n
     look, read = (jax.jit(each, out_shardings=replicated(run.mesh)) for each in (look, read))
     parts: dict[str, list[np.ndarray]] = {}
     parameters: dict[str, np.ndarray] = {}
-    source = trained.examples(MEASURED)
-    for batch in run.data.eval_batches(source):
-        real, placed = batch["mask"] > 0, shard_batch(batch, run.mesh)
-        for name, value in jax.device_get(look(trained.params, placed)).items():
-            parts.setdefault(name, []).append(value[:, real])
-        parameters = parameters or jax.device_get(read(trained.params, placed))
+    source = trained.examples(affordable(trained, MEASURED))
+    for batch in batches(source):
+        for name, value in jax.device_get(look(trained.params, batch)).items():
+            parts.setdefault(name, []).append(value)
+        parameters = parameters or jax.device_get(read(trained.params, batch))
     return {name: np.concatenate(each, axis=1) for name, each in parts.items()}, parameters, len(source)

@@ -100,3 +100,18 @@ def test_unknown_sections_are_one_line():
     assert chosen("atoms, loss") == ["atoms", "loss"] and "attention" in chosen(None)
     with pytest.raises(InputError, match="--sections: found 'atom'; accepted: "):
         chosen("atom")
+
+
+def test_of_a_large_model_less_is_looked_at(trained, monkeypatch):
+    if trained.run.config.model.family != "crate":
+        pytest.skip("one family is enough")
+    from crate_jax.reports import looking
+
+    cost = 2 * trained.run.model.num_params * trained.run.config.model.sequence_length
+    monkeypatch.setitem(looking.BUDGET, "cpu", 10.0 * cost)
+    assert looking.affordable(trained, 64) == 10 and looking.affordable(trained, 8) == 8
+    assert looking.affordable(trained, 64, passes=5) == 4 == looking.affordable(trained, 64, passes=3)
+    source, first = atoms._ablated(trained)
+    assert len(source) == 4 and first == trained.run.config.model.depth - 1
+    monkeypatch.setitem(looking.BUDGET, "cpu", 1e12)
+    assert len(atoms._ablated(trained)[0]) == atoms.ABLATED and atoms._ablated(trained)[1] == 0
