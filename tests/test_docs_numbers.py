@@ -26,7 +26,10 @@ def test_every_result_says_where_it_comes_from_and_stands_on_a_page():
     [
         ("<!-- measured: one -->\n98.9 % of 360, in 1,437 s.\n", []),
         ("<!-- measured: one -->\n98.8 %\n", ["page.md:2: '98.8' is not in one"]),
-        ("<!-- measured: one -->\n| a | b |\n|---|---|\n| 361 | −0.5 |\n", ["page.md:4: '361' is not in one"]),
+        (
+            "<!-- measured: one -->\n| a | b |\n|---|---|\n| 361 | −0.5 |\n",
+            ["page.md:4: '361' is not in one"],
+        ),
         ("<!-- measured: one -->\n## Next\nIt took 5 s.\n", ["page.md:3: '5 s' under no comment"]),
         ("<!-- measured: nothing -->\nWait 5 s.\n", []),
         ("Run `sleep 5 s` and see https://x.org/5%20s or [this](5 s).\n", []),

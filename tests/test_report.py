@@ -1,6 +1,7 @@
 """The report command: all sections again from a run's folder, wherever it lies and whether its data do."""
 
 import json
+import re
 import shutil
 
 import cv2
@@ -9,6 +10,7 @@ import pytest
 from conftest import load_config
 
 from crate_jax import InputError, report
+from crate_jax.reports import comparison
 from crate_jax.train import train
 
 TINY = {
@@ -89,3 +91,67 @@ def test_a_section_that_fails_is_told_by_the_exit_code(trained, tmp_path, monkey
 def test_a_folder_without_a_run_is_bad_input(tmp_path):
     with pytest.raises(InputError, match=r"holds no config\.json"):
         report.main(["report", f"--workdir={tmp_path}"])
+
+
+def test_other_images_of_any_size(trained, tmp_path, capsys):
+    """A folder without classes, of images larger than those the model knows; its training data are not looked at."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    rng = np.random.default_rng(1)
+    for place, shape in (("a.png", (20, 31, 3)), ("more/b.png", (9, 8, 3)), ("more/c.png", (8, 8))):
+        (tmp_path / "photos" / place).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "photos" / place), rng.integers(0, 256, shape, np.uint8))
+    flags = [f"--workdir={tmp_path / 'run'}", f"--input={tmp_path / 'photos'}", "--sections=loss,layerwise"]
+    assert report.main(["report", *flags]) is None
+    values = json.loads((tmp_path / "run" / "report" / "layerwise.json").read_text())
+    assert values["count"] == 3 and "photos" in values["examples"] and "training_examples" not in values
+    assert "images of" in (tmp_path / "run" / "report" / "index.html").read_text()
+    made = json.loads((tmp_path / "run" / "report" / "report.json").read_text())["run"]
+    assert made["evaluation"]["count"] == 4  # Still the run's own.
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--input={0}/nothing"], "no file or folder .*nothing; accepted: an image, or a folder of images"),
+        (["--input={0}"], "holds no images; accepted: .jpg"),
+        (["--workdir={0}/run"], "--workdir: found the same run twice; accepted: different ones"),
+        (["--output={0}/page.html"], "--output: found one --workdir; accepted with two or more"),
+        (["--workdir={0}"], r"holds no config\.json"),
+        (["--checkpoint=77"], "77"),
+        (["--sections=layers"], "--sections: .*'layers'"),
+        (["--config.model.heads=0"], "config.model.heads|model.heads"),
+        (["--config.data.image_size=10"], "4 does not divide data.image_size 10 px"),
+    ],
+)
+def test_mistakes_are_one_line(trained, tmp_path, flags, words):
+    (tmp_path / "run").symlink_to(trained / "run")
+    flags = [flag.format(tmp_path) for flag in flags]
+    with pytest.raises(InputError, match=words) as found:
+        report.main(["report", f"--workdir={tmp_path / 'run'}", *flags])
+    assert "\n" not in str(found.value)
+
+
+def test_several_runs_side_by_side(trained, tmp_path):
+    """One page with both runs' sections, what they reached, how they differ, and their curves in one picture."""
+    for name in ("first", "second"):
+        shutil.copytree(trained / "run", tmp_path / name)
+    for file in ("report.json",):
+        path = tmp_path / "second" / "report" / file
+        values = json.loads(path.read_text())
+        values["run"]["config"]["optimizer"]["lr"] = 0.125
+        values["sections"] = [each for each in values["sections"] if each["name"] != "loss"]
+        path.write_text(json.dumps(values))
+    comparison.write([tmp_path / "first", tmp_path / "second"], tmp_path / "out" / "both.html")
+    text = (tmp_path / "out" / "both.html").read_text(encoding="utf-8")
+    assert text.count("Does not apply to this run.") == 1  # The loss of the second.
+    assert text.count(">optimizer.lr</th>") == 1 and "0.125" in text
+    numbers = json.loads(re.search(r'id="numbers">(.*?)</script>', text, re.DOTALL)[1])
+    assert set(numbers) == {"first", "second"}
+    assert numbers["second"]["sections"]["layerwise"]["count"] == 4
+    assert "MSSA&#39;s change of Rᶜ: paper, ε² = 0.5, by layer; in the last layer: first" in text
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+
+
+def test_runs_are_called_by_what_tells_them_apart(tmp_path):
+    assert comparison.names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert comparison.names([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == ["x/run", "y/run"]

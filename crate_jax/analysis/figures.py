@@ -112,6 +112,27 @@ def known_entropy(
     return as_png(figure)
 
 
+def losses_together(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """An SVG of the losses of several runs by step, each in a colour: training thin, test with marks.
+
+    Args:
+      runs: what to call a run → the lines of its `metrics.jsonl`.
+    """
+    figure, axis = plt.subplots(figsize=(5.2, 3.4))
+    for number, (run, lines) in enumerate(runs.items()):
+        color = plt.get_cmap("tab10")(number % 10)
+        for name, style in (("train", {"alpha": 0.45}), ("eval", {"marker": "o", "markersize": 4})):
+            points = [(line["step"], line[f"{name}/loss"]) for line in lines if f"{name}/loss" in line]
+            if points:
+                label = f"{run}, {'test' if name == 'eval' else 'training'}"
+                axis.plot(*zip(*points, strict=True), color=color, label=label, **style)
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    return as_svg(figure)
+
+
 def probe(networks: dict[str, Probe], pixels: Probe, *, title: str) -> bytes:
     """Test accuracy by layer of the linear probe and of the nearest neighbours, raw pixels as a line beside them.
 

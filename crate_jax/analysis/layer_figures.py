@@ -167,6 +167,18 @@ def statistic(measured: Mapping[str, Measurement], name: str, steps: Sequence[st
     return as_svg(figure)
 
 
+def together(measured: Mapping[str, Mapping], title: str, ylabel: str, scale: float = 1.0) -> bytes:
+    """One reading of several runs; `measured` is name of a run → mean and standard deviation by layer."""
+    figure, axis = _panel(title, ylabel, max(len(values["mean"]) for values in measured.values()))
+    colors = plt.get_cmap("tab10")
+    for number, (run, values) in enumerate(measured.items()):
+        _draw(axis, values, scale=scale, color=colors(number % 10), marker="os^Dv"[number % 5], label=run)
+    if "change" in ylabel:
+        axis.axhline(0, color=GREY, linewidth=0.8)
+    _legend(axis)
+    return as_svg(figure)
+
+
 def over_training(lines: Sequence[Mapping[str, float]], before: str, after: str, title: str) -> bytes | None:
     """MSSA's change of a rate by training step, a line for each layer; None where fewer than two steps were read."""
     read = [line for line in lines if f"layer/00/{before}" in line and f"layer/00/{after}" in line]

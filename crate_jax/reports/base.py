@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from crate_jax import InputError
 from crate_jax.data import subset
+from crate_jax.data.pipeline import Evaluation
 from crate_jax.data.sources import Source
 from crate_jax.models import Params
 from crate_jax.training.building import Run
@@ -50,6 +51,15 @@ class TrainedRun:
         """
         data = self.run.data
         return subset.spread(data.source("test") if self.images is None else data.images(self.images), count)
+
+    def batches(self, source: Source, most: int = 64) -> Evaluation:
+        """Every example of a source once, in batches of at most `most` (or one per device), however large those of the
+        training are.
+        """
+        unit = self.run.mesh.size
+        size = unit * -(-min(len(source), most) // unit)
+        run = dataclasses.replace(self.run, config=dataclasses.replace(self.run.config, batch_size=size))
+        return run.data.eval_batches(source)
 
     @property
     def examples_are(self) -> str:

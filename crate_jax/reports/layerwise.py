@@ -41,13 +41,13 @@ def make(trained: TrainedRun) -> SectionResult:
     initial = jax.jit(run.model.init, out_shardings=shardings)(jax.random.key(run.config.seed))
     random = random_bases(trained) if white else None
     observe = layerwise.Observer(run.model, run.task, run.mesh, random)
-    batches = run.data.eval_batches(examples)
+    batches = trained.batches(examples)
     measured = {
         "initial": observe(initial, batches),
         "trained": observe(trained.params, batches, forms.DECADES if white else (1.0,)),
     }
     if trained.images is None and (training := training_examples(trained)) is not None:
-        measured["training_examples"] = observe(trained.params, run.data.eval_batches(training))
+        measured["training_examples"] = observe(trained.params, trained.batches(training))
     about = {"count": len(examples), "examples": trained.examples_are}
     if white:
         about["penalty"] = getattr(run.config.model, "penalty", 0.1)

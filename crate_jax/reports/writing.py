@@ -2,8 +2,12 @@
 
 import contextlib
 import dataclasses
+import datetime
 import json
+import os
 import platform
+import shlex
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,7 +60,9 @@ def chosen(text: str | None) -> list[str]:
     return names
 
 
-def write_report(opened: Opened, sections: Sequence[str] | None = None) -> Outcome:
+def write_report(
+    opened: Opened, sections: Sequence[str] | None = None, *, images: Path | None = None
+) -> Outcome:
     """Make all sections that apply to a run, print their tables, and write `report/`; every process of the run calls this.
 
     A section that fails is one line and takes nothing else with it: a run that was trained must not be lost to its report.
@@ -65,8 +71,9 @@ def write_report(opened: Opened, sections: Sequence[str] | None = None) -> Outco
     Args:
       opened: the run.
       sections: names of those to make; None: all. The others are taken over from an earlier report of the same step.
+      images: a folder of images to look at in place of the run's test split, see `TrainedRun.examples`.
     """
-    trained = TrainedRun(*opened, read_metrics(opened.run.workdir / "metrics.jsonl"))
+    trained = TrainedRun(*opened, read_metrics(opened.run.workdir / "metrics.jsonl"), images)
     outcome, folder = Outcome(), trained.run.workdir / "report"
     earlier = _earlier(folder)
     made = []
@@ -195,9 +202,19 @@ def _about(trained: TrainedRun) -> dict[str, Any]:
             "jax": jax.__version__,
             "python": platform.python_version(),
             "devices": f"{run.mesh.size} × {run.mesh.devices.flat[0].device_kind}",
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         },
+        "command": _command(sys.argv),
         "config": without_none(to_config_dict(run.config).to_dict()),
     }
+
+
+def _command(argv: Sequence[str]) -> str:
+    """What was typed: `python -m crate_jax.NAME …`."""
+    program = Path(argv[0])
+    start = f"python -m crate_jax.{program.stem}" if program.parent.name == "crate_jax" else program.name
+    return shlex.join([*start.split(), *argv[1:]])
 
 
 def _earlier(folder: Path) -> dict[str, dict[str, Any]]:

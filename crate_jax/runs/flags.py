@@ -62,6 +62,31 @@ def take(argv: Sequence[str], kind: type[F], *, required: bool = True) -> tuple[
     return found, rest
 
 
+def once_each(argv: Sequence[str], name: str) -> list[list[str]]:
+    """The command line once for each value of a flag that may be given several times, with that value alone.
+
+    >>> once_each(["report", "--workdir=a", "--step=3", "--workdir", "b"], "workdir")
+    [['report', '--workdir=a', '--step=3'], ['report', '--step=3', '--workdir=b']]
+    """
+    words, places = [], []
+    waiting = False
+    for word in argv:
+        if waiting:
+            words[-1] += f"={word}"
+            waiting = False
+            continue
+        if re.fullmatch(f"--?{name}(=.*)?", word, re.DOTALL):
+            places.append(len(words))
+            waiting = "=" not in word
+        words.append(word)
+    if len(places) < 2:
+        return [list(argv)]
+    return [
+        [word for place, word in enumerate(words) if place == chosen or place not in places]
+        for chosen in places
+    ]
+
+
 def refuse(rest: Sequence[str], kind: type) -> None:
     """Raise for what is left of a command line, if anything is.
 

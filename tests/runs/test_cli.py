@@ -15,7 +15,7 @@ from crate_jax.parallel import processes
 from crate_jax.runs import cli
 from crate_jax.runs import help as helps
 from crate_jax.runs.config import describe
-from crate_jax.runs.flags import take
+from crate_jax.runs.flags import once_each, take
 from crate_jax.settings import REQUIRED, setting, settings_of
 
 COMMANDS = sorted(__main__.commands())
@@ -327,3 +327,31 @@ def test_the_console_script_is_the_list_of_commands():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts["crate-jax"].partition(":")
     assert getattr(importlib.import_module(module), function) is __main__.main
+
+
+@pytest.mark.parametrize("platform", ["cuda", "gpuu"])
+def test_a_platform_that_is_not_there(platform):
+    code = "import jax; from crate_jax.runs import cli; cli.run(lambda _: jax.devices(), cli.WorkdirFlags)"
+    env = {**environment(), "JAX_PLATFORMS": platform}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: JAX_PLATFORMS: found {platform}, which cannot be used here")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "each"),
+    [
+        (["c", "--workdir=a"], [["c", "--workdir=a"]]),
+        (["c"], [["c"]]),
+        (
+            ["c", "--workdir", "a", "--x", "1", "--workdir=b=c"],
+            [["c", "--workdir=a", "--x", "1"], ["c", "--x", "1", "--workdir=b=c"]],
+        ),
+    ],
+)
+def test_a_flag_that_may_be_given_several_times(given, each):
+    assert once_each(given, "workdir") == each

@@ -47,3 +47,14 @@ for (const gallery of document.querySelectorAll(".gallery")) {
   gallery.querySelector(".controls").hidden = false;
   show();
 }
+
+const save = document.getElementById("save");
+save.hidden = false;
+save.addEventListener("click", () => {
+  const link = document.createElement("a");
+  const text = document.getElementById("numbers").textContent;
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = "report.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+});
