@@ -34,8 +34,8 @@ def disk(tmp_path):
 
 
 def error_of(done) -> str:
-    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert line.startswith("error: ")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr, done.stderr
     return line
 
 
