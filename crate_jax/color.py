@@ -77,14 +77,16 @@ def main(argv: list[str]) -> None:
                 found[other] = pixels(*other)
             except InputError as error:
                 console.print(f"left out: {error}", markup=False)
-    others = [found[key] for key in sorted(found)]
-    wide_table("The same for other grids and priors", list(color.HEADERS), [m.cells() for m in others])
+    others = dict(sorted(found.items()))
+    wide_table(
+        "The same for other grids and priors", list(color.HEADERS), [m.cells() for m in others.values()]
+    )
     numbers = {
         "settings": {
             key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(flags).items()
         },
         "representations": [m.numbers() for m in measured],
-        "sensitivity": [m.numbers() for m in others],
+        "sensitivity": [{"grid": grid, "prior": prior, **m.numbers()} for (grid, prior), m in others.items()],
     }
     files = {"color.json": json.dumps(numbers, indent=1) + "\n", "color.png": color.picture(measured)}
     written = [

@@ -96,6 +96,7 @@ class Measured:
         """The same as JSON holds it."""
         return {
             "representation": self.colors.name,
+            "n": len(self.colors.names),
             "colors": list(self.colors.names),
             "correlation": self.correlation._asdict(),
             "rgb_correlation": self.rgb_correlation,
