@@ -150,10 +150,14 @@ def apart(python, *call):
     command = [python, os.path.abspath(__file__), "--call", json.dumps(call)]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = used.ru_utime + used.ru_stime
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(done.stderr)
-    return {**json.loads(done.stdout), "load": os.getloadavg()[0]}
+        sys.exit(done.stderr or f"{' '.join(command)} ended with {done.returncode}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = used.ru_utime + used.ru_stime - before
+    return {**json.loads(done.stdout), "processor_seconds": processor, "load": os.getloadavg()[0]}
 
 
 def main():

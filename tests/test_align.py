@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from crate_jax import InputError, align
 from crate_jax.analysis import paired, representations, stitching
 
-QUICK = ("--permutations=19", "--resamples=3", "--k=4")
+QUICK = ("--permutations=19", "--resamples=2", "--k=4")
 
 
 @pytest.fixture(scope="module")

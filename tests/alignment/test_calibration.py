@@ -95,7 +95,12 @@ def test_chance_levels_have_their_formulas():
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("mutual_knn", {}), ("cka", {}), ("cka", {"unbiased": True, "form": "platonic"}), ("rsa", {})],
+    [
+        ("mutual_knn", {}),
+        ("cka", {"unbiased": True, "form": "platonic"}),
+        pytest.param("cka", {}, marks=pytest.mark.slow),
+        pytest.param("rsa", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_all_layers_at_once_equal_one_pair_at_a_time(name, settings, monkeypatch):
     one = measure(name, **settings)

@@ -1,5 +1,8 @@
 """Properties of all measures: invariances, oracles in float64, limits, gradients, errors."""
 
+import doctest
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +25,11 @@ FIXED_AXES = {"rsa", "pwcca"}
 NOT_SYMMETRIC = {"cycle_knn", "pwcca", "cknna released"}
 # One width, so that each measure is compiled once.
 NARROW = B[:, : A.shape[1]]
+
+
+def slow_but(few, cases):
+    """The cases, those outside of `few` marked slow."""
+    return [pytest.param(case, marks=[] if case in few else [pytest.mark.slow]) for case in cases]
 
 
 def made(case):
@@ -48,7 +56,7 @@ def test_invariances(case):
         np.testing.assert_allclose(one(A, A), top, rtol=1e-4 if case == "cknna released" else 2e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but({"cknna released", "cca", "procrustes", "rsa"}, CASES))
 def test_reordering_what_was_prepared_is_preparing_what_was_reordered(case):
     one, order = made(case), np.random.default_rng(2).permutation(len(A))
 
@@ -77,8 +85,15 @@ def kernel(x, sigma=None):
     return np.exp(-((x[:, None] - x[None]) ** 2).sum(-1) / (2 * sigma**2))
 
 
-@pytest.mark.parametrize("sigma", [None, 7.0])
-@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize(
+    ("sigma", "unbiased"),
+    [
+        (None, True),
+        pytest.param(None, False, marks=pytest.mark.slow),
+        (7.0, False),
+        pytest.param(7.0, True, marks=pytest.mark.slow),
+    ],
+)
 def test_cka_against_float64(sigma, unbiased, monkeypatch):
     """By blocks of rows that do not divide n, by the whole matrix, and through the features where these are fewer."""
     monkeypatch.setattr(neighbors, "BLOCK", 3 * len(A))
@@ -203,7 +218,7 @@ SMOOTH = {
 }
 
 
-@pytest.mark.parametrize("case", SMOOTH)
+@pytest.mark.parametrize("case", slow_but({"cka unbiased", "cknna"}, SMOOTH))
 def test_gradients(case, monkeypatch):
     """Against differences along a direction, and through several blocks."""
     monkeypatch.setattr(neighbors, "BLOCK", 11 * 40)
@@ -266,3 +281,9 @@ def test_other_bad_settings():
             call()
     with pytest.raises(TypeError, match="form"):
         alignment.cknna(A, B)
+
+
+@pytest.mark.parametrize("module", ["calibration", "cka", "knn", "measures", "neighbors"])
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(importlib.import_module(f"crate_jax.alignment.{module}"))
+    assert found.attempted and not found.failed
