@@ -2,8 +2,14 @@
 
     python -m crate_jax.train --config=configs/finetune.py:cifar10_base --workdir=runs/cifar10-base
 
-It starts from the run --config.init_from=WORKDIR, by default runs/crate-SIZE as configs/crate.py:SIZE makes it; the
-classification head is new. Published top-1 (arXiv 2306.01129, table 1) of each variant:
+It starts from the run --config.init_from=WORKDIR, by default runs/crate-SIZE as configs/crate.py:SIZE makes it, or as the
+released weights become it:
+
+    python -m crate_jax.convert --input=crate_b.pth --output=runs/crate-base
+
+The classification head for other classes is new, positions of another grid of patches are interpolated.
+
+Published top-1 (arXiv 2306.01129, table 1) of each variant:
 
                      tiny                  small                  base                  large
     CIFAR-10         cifar10_tiny 95.5     cifar10_small 96.0     cifar10_base 96.8     cifar10_large 97.2

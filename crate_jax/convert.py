@@ -16,10 +16,14 @@ ImageGPT's tokens are colours, which lie in a file of their own:
 
     python -m crate_jax.convert --input=model.ckpt-1000000.index --palette=kmeans_centers.npy --output=runs/igpt-s
 
-No file of weights says how images are scaled. They are scaled as in the released code, for a ViT as in timm's own models; if
-yours was trained otherwise, as DeiT was, say so:
+A run is made small, its parameters without the optimiser's state, by an --output that is a folder:
 
-    python -m crate_jax.convert --input=deit_tiny.pth --output=runs/deit --config.data.mean=(0.485,0.456,0.406)
+    python -m crate_jax.convert --input=runs/base --output=runs/base-small
+
+No file of weights says how images are scaled. They are scaled as in the released code, for a ViT as in timm's own models; if
+yours was trained otherwise, as DeiT was, give its mean and its standard deviation (--config.data.std):
+
+    python -m crate_jax.convert --input=deit.pth --output=runs/deit --config.data.mean=0.485,0.456,0.406
 """
 
 import dataclasses
@@ -27,6 +31,7 @@ from pathlib import Path
 
 from crate_jax import InputError, models, weights
 from crate_jax.runs import cli
+from crate_jax.runs.builtin import PREFIX, locate
 from crate_jax.runs.config import from_config_dict, to_config_dict
 from crate_jax.runs.console import console, table
 from crate_jax.runs.flags import override
@@ -38,6 +43,23 @@ from crate_jax.weights import files
 # The format that a family of models is written in, where none is asked for.
 WRITTEN_AS = {"crate": "crate", "crate_alpha": "crate_alpha", "crate_mae": "crate_mae", "vit": "vit_timm"}
 
+# Formats of files that are not written, and are no names of folders either.
+FOREIGN = (
+    ".pt",
+    ".bin",
+    ".ckpt",
+    ".h5",
+    ".onnx",
+    ".msgpack",
+    ".npy",
+    ".pkl",
+    ".index",
+    ".json",
+    ".tar",
+    ".gz",
+    ".zip",
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
@@ -45,7 +67,7 @@ class Flags:
 
     input: str | None = setting(None, "Released weights, or the folder of a run.")
     output: str | None = setting(
-        None, f"The folder of the new run; or a file that ends in {', '.join(files.WRITERS)}."
+        None, f"The folder of a new run; or a file that ends in {', '.join(files.WRITERS)}."
     )
     inspect: str | None = setting(None, "Only say what this file is; its values are not read.")
     family: str | None = setting(
@@ -66,6 +88,7 @@ class Flags:
         None, "A text file of class names, one per line; left out: ImageNet's for 1000 classes, else 0, 1, …"
     )
     checkpoint: str = setting("latest", "Of a run the checkpoint: latest, best, or a step.")
+    command: str | None = setting(None, "Of a run that is written to a folder: the command that made it.")
 
 
 def main(argv: list[str]) -> None:
@@ -77,29 +100,51 @@ def main(argv: list[str]) -> None:
         raise InputError(
             "--input and --output are required, or --inspect. To start: python -m crate_jax.convert --inspect=FILE"
         )
-    is_run = (cli.folder(flags.input) / "config.json").is_file() and not _holds_weights(flags.input)
-    to_file = Path(flags.output).suffix.lower() in files.WRITERS
-    if is_run and not to_file:
+    is_run = _is_run(flags.input)
+    suffix = Path(flags.output).suffix.lower()
+    to_file = suffix in files.WRITERS
+    if suffix in FOREIGN:
         raise InputError(
-            f"--output: found {flags.output} for a run; accepted: a file that ends in {', '.join(files.WRITERS)}"
+            f"--output: found {suffix}; accepted: a folder, or a file that ends in {', '.join(files.WRITERS)}"
         )
-    if to_file and changes:
+    if changes and (to_file or is_run):
         raise InputError(
-            f"unknown flag {changes[0].partition('=')[0]}: a file of weights has no configuration"
+            f"unknown flag {changes[0].partition('=')[0]}: only a new run has a configuration to change"
         )
     if to_file:
         write_file(flags, is_run)
+    elif is_run:
+        opened = open_run(place(flags.input), flags.checkpoint)
+        releases.make_small(opened, cli.folder(flags.output), flags.command or "unknown")
+        table(flags.output, {"parameters": f"{opened.run.model.num_params:,}", "step": opened.step})
     else:
         make_run(flags, changes)
 
 
-def _holds_weights(folder: str) -> bool:
-    """Whether a folder with a config.json is one of Hugging Face's."""
-    return any((cli.folder(folder) / name).is_file() for name in files.IN_FOLDER)
+def place(given: str) -> Path:
+    """The folder or file that --input or --inspect names.
+
+    Raises:
+      InputError: an address on the web, or a builtin run that there is not.
+    """
+    if "://" in given:
+        raise InputError(f"--input: found {given}; accepted: a file that is here; download it first")
+    return locate(given) if given.startswith(PREFIX) else cli.folder(given)
+
+
+def _is_run(given: str) -> bool:
+    """Whether it is the folder of a run; one of Hugging Face's holds a config.json too, beside its weights."""
+    folder = place(given)
+    holds_weights = any((folder / name).is_file() for name in files.IN_FOLDER)
+    return (folder / "config.json").is_file() and not holds_weights
 
 
 def show(flags: Flags) -> None:
     """Print what a file is, by its shapes."""
+    if _is_run(flags.inspect):
+        raise InputError(
+            f"--inspect: {flags.inspect} is the folder of a run already; accepted: released weights"
+        )
     found = weights.inspect(flags.inspect, flags.family, heads=flags.heads, part=flags.part, ask=False)
     model = found.config
     table(
@@ -157,7 +202,7 @@ def write_file(flags: Flags, is_run: bool) -> None:
     if output.exists():
         raise InputError(f"--output: {output} is there already; accepted: a new file")
     if is_run:
-        run, params, _ = open_run(cli.folder(flags.input), flags.checkpoint)
+        run, params, _ = open_run(place(flags.input), flags.checkpoint)
         model = run.config.model
         family = flags.family or _family_of(model)
     else:

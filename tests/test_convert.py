@@ -7,11 +7,15 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, load_config
+from conftest import ROOT, TINY, command, load_config
+from conftest import run as run_command
 
 from crate_jax import InputError, convert, evaluate, models, probe, report, sample, weights
+from crate_jax.runs import cli
 from crate_jax.runs import workdir as workdirs
+from crate_jax.training import restoring, starting
 from crate_jax.training.opening import open_run
+from crate_jax.training.state import TrainState
 from crate_jax.weights import files
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -231,7 +235,13 @@ def test_mistakes(case, flags, message, tmp_path):
     [
         ([], "--input and --output are required, or --inspect"),
         (["--input={folder}/none.pth", "--output=x"], "no file"),
-        (["--input={run}", "--output={run}"], "accepted: a file that ends in .safetensors"),
+        (
+            ["--input={file}", "--output={folder}/x.h5"],
+            "--output: found .h5; accepted: a folder, or a file that ends in",
+        ),
+        (["--inspect={run}"], "is the folder of a run already; accepted: released weights"),
+        (["--input=https://host/w.pth", "--output=x"], "accepted: a file that is here; download it first"),
+        (["--input={run}", "--output={run}"], "is there already; accepted: a new folder"),
         (
             ["--input={run}", "--output={folder}/x.npz", "--family=vit_timm"],
             "released form of vit_timm does not fit",
@@ -239,7 +249,7 @@ def test_mistakes(case, flags, message, tmp_path):
         (["--input={file}", "--output={run}", "--heads=4"], "is there already; accepted: a new folder"),
         (
             ["--input={file}", "--output={folder}/y.npz", "--config.seed=1"],
-            "a file of weights has no configuration",
+            "only a new run has a configuration to change",
         ),
     ],
 )
@@ -304,3 +314,54 @@ def test_an_imagegpt_of_hugging_face(tmp_path, palette):
     )
     logits = applied(tmp_path / "r", tokens.astype(np.int32))
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_fine_tuning_starts_from_it(folder, tmp_path, capsys):
+    """Other classes and other images: the head starts anew, the positions are interpolated, and both are said."""
+    workdir, _ = make(folder, "crate_official", ".pth")
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 32, 32, 3), np.uint8), np.arange(40) % 3
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    sizes = {"dim": 32, "depth": 2, "heads": 4, "head_dim": 8, "patch_size": 8}
+    flags = [f"--config.model.{name}={value}" for name, value in sizes.items()]
+    flags += ["--config.data.image_size=48", f"--config.data.name=npz:{tmp_path / 'data.npz'}"]
+    flags += ["--config.batch_size=8", "--config.total_steps=1", f"--config.init_from={workdir}"]
+    config = f"--config={ROOT / 'configs' / 'finetune.py'}:cifar10_tiny"
+    _, config, path, overrides = cli.parse_config_file(
+        ["train", config, f"--workdir={tmp_path / 'run'}", *flags], cli.ConfigFlags
+    )
+    run = starting.start_run(config, path, overrides)
+    fresh = run.model.init(jax.random.key(0))
+    state = TrainState(step=0, params=fresh, opt_state=(), ema=None, sums={}, halted=False)
+    tuned = restoring.warm_start(state, workdir, run).params
+    said = " ".join(capsys.readouterr().out.split())
+    assert "positions interpolated from 4×4 patches to 6×6" in said
+    assert "head starts anew (10 classes there, 3 here)" in said
+    released = open_run(workdir).params
+    np.testing.assert_array_equal(tuned["head"]["kernel"], fresh["head"]["kernel"])
+    np.testing.assert_array_equal(
+        tuned["blocks"]["blocks"]["mssa"]["bases"], released["blocks"]["blocks"]["mssa"]["bases"]
+    )
+    assert tuned["position_embedding"].shape == (37, 32)
+
+
+@pytest.mark.slow
+def test_fine_tuning_of_a_builtin_run(tmp_path):
+    """As the docstring of configs/finetune.py shows, on other images."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 17, (40, 8, 8, 1), np.uint8), np.arange(40) % 3
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    sizes = {"dim": 96, "depth": 6, "heads": 4, "head_dim": 24, "patch_size": 4}
+    changes = {f"model.{name}": value for name, value in sizes.items()} | {"data.image_size": 8}
+    changes |= {
+        "data.mean": "(0.5,)",
+        "data.std": "(0.5,)",
+        "data.randaugment": "(0,0)",
+        "batch_size": 8,
+        "total_steps": 1,
+    }
+    changes |= {"data.name": f"npz:{tmp_path / 'data.npz'}", "init_from": "builtin:crate-digits"}
+    flags = ["--config=configs/finetune.py:cifar10_tiny", f"--workdir={tmp_path / 'run'}"]
+    done = run_command(command("train", *flags, **changes))
+    assert done.returncode == 0, done.stderr
+    assert "head starts anew (10 classes there, 3 here)" in " ".join(done.stdout.split())

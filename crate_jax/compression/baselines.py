@@ -1,8 +1,12 @@
-"""What data cost under coders that everyone has: the lengths that a learned model has to beat. All in bits, for all data."""
+"""What data cost under coders that everyone has: the lengths that a learned model has to beat. In bits for tokens, in bytes
+for files.
+"""
 
+import bz2
 import lzma
 import math
 import zlib
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -70,3 +74,47 @@ def _png_bits(image: np.ndarray, strategy: int) -> int:
 
 def _bytes(tokens: np.ndarray) -> bytes:
     return tokens.astype(np.uint8 if tokens.max() < 256 else np.dtype("<u2")).tobytes()
+
+
+def file_coders() -> dict[str, Callable[[bytes], int]]:
+    """Name → bytes of a file under a general coder at its strongest; zstd and brotli where `imagecodecs` is there."""
+    coders: dict[str, Callable[[bytes], int]] = {
+        "zlib -9": lambda data: len(zlib.compress(data, 9)),
+        "bz2 -9": lambda data: len(bz2.compress(data, 9)),
+        "xz -9e": lambda data: len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+    }
+    try:
+        import imagecodecs
+    except ImportError:
+        return coders
+    return {
+        **coders,
+        "zstd -22": lambda data: len(imagecodecs.zstd_encode(data, level=22)),
+        "brotli -11": lambda data: len(imagecodecs.brotli_encode(data, level=11)),
+    }
+
+
+def image_coders() -> dict[str, Callable[[np.ndarray], int]]:
+    """Name → bytes of images uint8 `[n, h, w, 1 or 3]`, a file each, lossless; JPEG XL where `imagecodecs` is there."""
+
+    def webp(images: np.ndarray) -> int:
+        colours = images if images.shape[-1] == 3 else np.repeat(images, 3, axis=-1)
+        # Above 100 stands for lossless.
+        options = [cv2.IMWRITE_WEBP_QUALITY, 101]
+        return sum(cv2.imencode(".webp", image, options)[1].size for image in colours)
+
+    coders: dict[str, Callable[[np.ndarray], int]] = {
+        "PNG": lambda images: png_bits(images) // 8,
+        "PNG, one sheet": lambda images: png_sheet_bits(images) // 8,
+        "WebP": webp,
+    }
+    try:
+        import imagecodecs
+    except ImportError:
+        return coders
+
+    def jpegxl(images: np.ndarray) -> int:
+        files = (imagecodecs.jpegxl_encode(image.squeeze(), lossless=True, effort=9) for image in images)
+        return sum(len(file) for file in files)
+
+    return {**coders, "JPEG XL": jpegxl}

@@ -23,7 +23,7 @@ from crate_jax import InputError, settings
 from crate_jax.data.dataset import DatasetInfo, Source, Tokens
 from crate_jax.settings import setting
 
-# Digits of bases up to 36, then what else there is. No sequence holds "^": it is the start symbol of Lu's demonstration
+# Digits of bases up to 36, then what else there is. No sequence holds "^": it is the start symbol of a demonstration
 # (github.com/yulundu/compression), kept for the same 14 symbols in base 10. Our models have a start token of their own.
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 OTHERS = "^$+="

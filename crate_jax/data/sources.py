@@ -18,8 +18,8 @@
 ``addition:OPTIONS``  sums such as 123+456=0579, made exactly, of which some are held out: data of known entropy; the options
                       are those of `addition.AdditionConfig`
 ``stdlib``            text: the source code of Python's own library, the modules at its top; about 5 MB
-``text:PATH``         text: a file, or a folder of files, or one with train/ and test/; of a text without a
-                      test part the last tenth is held out
+``text:PATH``         text: a file, or a folder of files, or one with train/ and test/ (val/, validation/), or with
+                      train.txt and test.txt; of a text without a test part the last tenth is held out
 ``letters``           1,560 printed capitals of 8×8 pixels and 17 grey levels, 26 classes, as a second data set
                       for models of the digits; a stratified fifth (312) is the test split
 ====================  ======================================================================================

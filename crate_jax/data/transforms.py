@@ -8,7 +8,6 @@ caller decides what the result depends on.
 import io
 import math
 import re
-import warnings
 from typing import NamedTuple
 
 import cv2
@@ -23,8 +22,6 @@ cv2.setNumThreads(0)
 
 # A larger image is a mistake or an attack: one of 20,000 × 20,000 pixels takes 1.2 GB, and again as much to convert.
 MOST_PIXELS = 100_000_000
-# We have a limit of our own, so Pillow need not say where it sees one.
-warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
 
 
 class Encoded(NamedTuple):

@@ -49,17 +49,16 @@ class Block(Protocol):
         return_intermediates: bool = False,
         real: int | None = None,
         wanted: int | None = None,
-        dropout: Dropout | None = None,
     ) -> tuple[jax.Array, Intermediates]:
         """One layer on the tokens `[b, n, d]`. A block without the arguments `real` and `wanted` is given and returns all
-        tokens, and never padding; one without `dropout` belongs to a model that has none.
+        tokens, and never padding. The blocks of a model with dropout also take `dropout`, which drops entries of what they
+        add to the tokens.
 
         Args:
           x: the tokens.
           return_intermediates: see below.
           real: tokens that are no padding, the first ones; by default all. Nothing of the others may reach them.
           wanted: tokens that are returned, the first ones; by default all.
-          dropout: what drops entries of the layer's updates while training; None: nothing does.
         Returns:
           `(tokens, intermediates)`. The intermediates are empty unless asked for; then they hold at least `normed`
           `[b, n, d]`, the layer-normed input, and of a white box all that `crate_jax.models.trace` lists.

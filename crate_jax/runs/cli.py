@@ -26,6 +26,7 @@ from crate_jax import InputError
 from crate_jax.parallel import processes
 from crate_jax.runs import help as helps
 from crate_jax.runs import workdir as workdirs
+from crate_jax.runs.builtin import PREFIX, names, unpack
 from crate_jax.runs.config import Config, describe, from_config_dict, to_config_dict
 from crate_jax.runs.console import console, replace_what_cannot_be_encoded
 from crate_jax.runs.flags import asks_for_help, override, refuse, take
@@ -51,10 +52,14 @@ class ConfigFlags:
 class WorkdirFlags:
     """Of a command that looks at a run."""
 
-    workdir: str = setting(REQUIRED, "The folder of a training run.")
+    workdir: str = setting(
+        REQUIRED,
+        f"The folder of a run, or one that ships with the package: {', '.join(map(PREFIX.__add__, names()))}.",
+    )
     checkpoint: str = setting(
         "latest", "The checkpoint: latest, best (by its evaluation), or the step of one that is kept."
     )
+    output: str | None = setting(None, "Of a builtin run the folder that it is put into; left out: its name.")
 
 
 F = TypeVar("F")
@@ -183,7 +188,7 @@ def parse_workdir(
             [],
             "Name a --workdir=DIR to see the run's keys here, which are changed by --config.KEY=VALUE.",
         )
-    path = folder(flags.workdir)
+    path = _run_folder(flags, kind)
     config = workdirs.read_config(path) if config is None else config
     if asks_for_help(argv):
         _help(kind, describe(config), f"Keys of {path}, changed by --config.KEY=VALUE:")
@@ -206,6 +211,20 @@ def _agree(flags: ConfigFlags | WorkdirFlags, path: Path, config: Config, overri
     processes.agree(
         {"--workdir": str(path), **own, "--config": values, "keys of --config": ", ".join(sorted(overrides))}
     )
+
+
+def _run_folder(flags: WorkdirFlags, kind: type) -> Path:
+    """The folder of the run that --workdir names; a builtin one is put where commands can write."""
+    # A command may have an --output of its own, a file.
+    own = kind.__dataclass_fields__["output"] is not WorkdirFlags.__dataclass_fields__["output"]
+    output = None if own else flags.output
+    if flags.workdir.startswith(PREFIX):
+        return unpack(flags.workdir, output)
+    if output is not None:
+        raise InputError(
+            f"--output: found {output} for {flags.workdir}; accepted: none, but for builtin runs"
+        )
+    return folder(flags.workdir)
 
 
 def _help(kind: type, keys=None, title: str = "") -> NoReturn:

@@ -19,6 +19,8 @@ from crate_jax.runs.metrics import read_metrics, write_atomically
 
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
+# The parameters of a run that is kept without checkpoints, by their paths.
+PARAMS = "params.safetensors"
 # Where the parameters of a run that was not trained here come from.
 PROVENANCE = "provenance.json"
 # Of a model's fields those that may differ from start to start: how it is computed or how it began, not what it is.

@@ -16,7 +16,6 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -26,7 +25,7 @@ from crate_jax.models import Params
 from crate_jax.parallel import processes
 from crate_jax.parallel.feed import Feed
 from crate_jax.parallel.sharding import shard_batch
-from crate_jax.runs import workdir
+from crate_jax.runs import builtin, workdir
 from crate_jax.runs.config import Duration
 from crate_jax.runs.console import TrainingProgress, console
 from crate_jax.runs.metrics import MetricsWriter, ThroughputWindow
@@ -156,7 +155,7 @@ class _Loop:
             return self.checkpoints.restore(self.program.abstract, self.start_step)
         current = self.program.initial_state(self.run)
         if self.run.config.init_from is not None:
-            current = warm_start(current, Path(self.run.config.init_from), self.run)
+            current = warm_start(current, builtin.locate(self.run.config.init_from), self.run)
         return current
 
     def _take_steps(self, current: TrainState) -> TrainState:

@@ -1,12 +1,13 @@
 """A run's folder made of a released checkpoint: from then on it is a run like any other."""
 
+import contextlib
 import dataclasses
 import importlib.resources
 import json
 import math
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from crate_jax.parallel.sharding import replicated, tree_shardings
 from crate_jax.runs import recipes
 from crate_jax.runs import workdir as workdirs
 from crate_jax.runs.config import Config, DataConfig
+from crate_jax.runs.metrics import read_metrics
 from crate_jax.training import run_data
 from crate_jax.training.building import Run, build, needs_palette, with_palette
 from crate_jax.training.checkpoint import Checkpoints
+from crate_jax.training.opening import Opened
 from crate_jax.training.state import TrainState
 from crate_jax.weights import Released, files
+from crate_jax.weights.convert import flat
 
 # The release of ImageNet-1K that a model of a thousand classes was trained on.
 IMAGENET = "tfds:imagenet2012"
@@ -156,8 +160,7 @@ def make_workdir(
       InputError: a folder that is not empty, a model that does not run, or a checkpoint that does not fit it.
     """
     workdir = workdir.absolute()
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise InputError(f"--output: {workdir} is there already; accepted: a new folder")
+    _check_new(workdir)
     run = build(config, info, workdir)
     if needs_palette(run):
         if colours is None:
@@ -165,17 +168,60 @@ def make_workdir(
         run = with_palette(run, colours)
     with jax.set_mesh(run.mesh):
         params = released.params(lambda abstract: tree_shardings(abstract, run.mesh))
-    temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
-    try:
+    with _whole(workdir) as temporary:
         workdirs.write(temporary, config, info, colours)
         _save(params, temporary, run)
         provenance = json.dumps(_provenance(released, source), indent=2) + "\n"
         (temporary / workdirs.PROVENANCE).write_text(provenance, encoding="utf-8")
+    return run
+
+
+def make_small(opened: Opened, workdir: Path, command: str) -> None:
+    """Write the folder of a run anew with one checkpoint's parameters alone, without the optimiser's state.
+
+    Args:
+      opened: the run.
+      workdir: a new folder.
+      command: how the run was made.
+    Raises:
+      InputError: a folder that is not empty.
+    """
+    workdir, run = workdir.absolute(), opened.run
+    _check_new(workdir)
+    lines = [line for line in read_metrics(run.workdir / "metrics.jsonl") if line["step"] <= opened.step]
+    about = {
+        "command": command,
+        "step": opened.step,
+        "evaluation": next((line for line in reversed(lines) if "eval/loss" in line), None),
+        "crate_jax": crate_jax.__version__,
+        "jax": jax.__version__,
+    }
+    with _whole(workdir) as temporary:
+        workdirs.write(temporary, workdirs.read_config(run.workdir), run.info, run.palette)
+        (temporary / "report").rmdir()
+        arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat(opened.params).items()}
+        files.write(temporary / workdirs.PARAMS, arrays, {})
+        (temporary / "metrics.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
+        (temporary / workdirs.PROVENANCE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _whole(workdir: Path) -> Iterator[Path]:
+    """A folder to write under another name until everything in it is there."""
+    temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
         temporary.rename(workdir)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return run
+
+
+def _check_new(workdir: Path) -> None:
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise InputError(f"--output: {workdir} is there already; accepted: a new folder")
 
 
 def _save(params: models.Params, workdir: Path, run: Run) -> None:

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from crate_jax import InputError, settings
 from crate_jax.data import palette
 from crate_jax.parallel import processes
+from crate_jax.runs import builtin
 from crate_jax.runs import workdir as workdirs
 from crate_jax.runs.config import Config, fit_to_data
 from crate_jax.runs.metrics import check_wandb
@@ -54,7 +55,7 @@ def choose_palette(run: Run) -> np.ndarray:
         )
     files = [run.workdir / workdirs.PALETTE]
     if config.init_from is not None:
-        files.append(Path(config.init_from) / workdirs.PALETTE)
+        files.append(builtin.locate(config.init_from) / workdirs.PALETTE)
     file = next((file for file in files if file.is_file()), config.data.palette)
     if file is not None:
         return palette.load(file)

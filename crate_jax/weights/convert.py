@@ -29,7 +29,17 @@ ADDED = {
     r"^cls_attn_blocks\.|pos_embeder\.": "the class attention and the Fourier positions of the released ToST",
 }
 # Fields of a configuration that parameters do not depend on, nor what a released model computes from them.
-FREE = ("scan", "remat", "dtype", "attention_kernel", "image_width", "mssa_std", "mask_ratio", "layer_scale")
+FREE = (
+    "scan",
+    "remat",
+    "dtype",
+    "attention_kernel",
+    "image_width",
+    "mssa_std",
+    "mask_ratio",
+    "layer_scale",
+    "dropout",
+)
 FLOAT_KINDS = "fV"  # bfloat16 is of kind V.
 
 
@@ -92,7 +102,7 @@ class Released:
             if sharding is None:
                 built[entry.ours] = build(None)
             else:
-                built[entry.ours] = jax.make_array_from_callback(build.shape, sharding, build)
+                built[entry.ours] = _placed(build, sharding)
         return _nested(built)
 
 
@@ -224,6 +234,20 @@ class _Builder:
         if not np.isfinite(out).all():
             raise InputError(f"checkpoint: {self.entry.names[0]} holds values that are not finite in float32")
         return out
+
+
+def _placed(build: _Builder, sharding: jax.sharding.Sharding) -> jax.Array:
+    """The array on the devices of this process, of which the host holds one device's part at a time."""
+    shards: list[jax.Array] = []
+    last, part = None, None
+    places = sharding.addressable_devices_indices_map(build.shape)
+    for device, index in sorted(places.items(), key=lambda place: str(place[1])):
+        if part is None or index != last:
+            part = None  # The last one goes before the next one is made.
+            last, part = index, build(index)
+        # Waited for, because the host's part is kept until it has been copied.
+        shards.append(jax.block_until_ready(jax.device_put(part, device)))
+    return jax.make_array_from_single_device_arrays(build.shape, sharding, shards)
 
 
 @functools.lru_cache(8)

@@ -115,14 +115,15 @@ def _reader(path: Path) -> Callable[[Path], Any]:
         return bundle.read
     with path.open("rb") as file:
         start = file.read(32)
+    # Before the others: it begins with a length, which may be any bytes.
+    if start[8:9] == b"{":
+        return _safetensors
     if start.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:
             pickled = any(name.endswith("data.pkl") for name in archive.namelist())
         return torch_files.read_zip if pickled else _npz
     if start.startswith(b"\x80"):
         return torch_files.read_stream
-    if start[8:9] == b"{":
-        return _safetensors
     foreign = next((what for first, what in FOREIGN.items() if start.lstrip().startswith(first)), None)
     what = "an empty file" if not start else foreign or "not a file of weights that is known"
     raise InputError(f"checkpoint: {path} is {what}; {ACCEPTED}")
@@ -174,14 +175,18 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 def _safetensors(path: Path) -> dict[str, Stored]:
     from safetensors import safe_open
 
-    file = safe_open(path, "numpy")
-    found = {}
-    for name in file.keys():
-        part = file.get_slice(name)
-        if part.get_dtype() not in SAFETENSORS:
-            raise InputError(f"{name} is of type {part.get_dtype()}; accepted: {', '.join(SAFETENSORS)}")
-        dtype = np.dtype(SAFETENSORS[part.get_dtype()])
-        found[name] = Stored(tuple(part.get_shape()), dtype, partial(file.get_tensor, name))
+    # The library holds the header to the file, and refuses what lies; it would copy what is read.
+    with safe_open(path, "numpy"), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    whole, found = np.memmap(path, np.uint8, "r"), {}
+    for name, about in header.items():
+        if about["dtype"] not in SAFETENSORS:
+            raise InputError(f"{name} is of type {about['dtype']}; accepted: {', '.join(SAFETENSORS)}")
+        shape, dtype = tuple(about["shape"]), np.dtype(SAFETENSORS[about["dtype"]])
+        begin = 8 + length + about["data_offsets"][0]
+        found[name] = Stored(shape, dtype, partial(mapped, whole, begin, shape, dtype))
     return found
 
 
@@ -240,9 +245,18 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
 
 
 def _write_safetensors(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(dict(arrays), file.name, metadata=dict(metadata))
+    # One array after the other: the library's own writer makes the whole file in memory first, or under another name.
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for array in arrays.values():
+        assert array.dtype == np.float32
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 WRITERS: dict[str, Callable[[BinaryIO, Mapping[str, np.ndarray], Mapping[str, str]], None]] = {

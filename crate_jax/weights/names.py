@@ -115,7 +115,9 @@ def _without_state(arrays: Mapping[str, Any], notes: list[str]) -> dict[str, Sto
             break
     state = [name for name in kept if TRAINER_STATE.search(name)]
     if left + state:
-        notes.append(f"left out: {_some(sorted({name.split('/')[0] for name in left + state}))}")
+        roots = {name.split("/")[0] for name in kept if name not in state}
+        short = {name if (root := name.split("/")[0]) in roots else root for name in left + state}
+        notes.append(f"left out: {_some(sorted(short))}")
     return {name: array for name, array in kept.items() if name not in state}
 
 

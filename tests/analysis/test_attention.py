@@ -33,7 +33,12 @@ def kernels_on_cpu(monkeypatch):
     monkeypatch.setitem(models.attention.KERNELS, "cudnn", kernel)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+QUICK = ("crate", "vit")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_maps_are_those_of_numpy_under_every_kernel(kernels_on_cpu, name):
     """From the layer-normed tokens of the trace and the parameters, in float64."""
     config = dataclasses.replace(CONFIGS[name], dtype="float32")

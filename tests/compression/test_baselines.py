@@ -33,3 +33,17 @@ def test_png_lengths(channels):
     assert 0 < baselines.png_bits(images) <= default
     # A sheet pays for one header in place of seven.
     assert baselines.png_sheet_bits(images) < baselines.png_bits(images)
+
+
+def test_coders_of_files_count_bytes_of_files():
+    data = b"abcabcabd" * 300
+    lengths = {name: coder(data) for name, coder in baselines.file_coders().items()}
+    assert lengths["xz -9e"] == len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
+    assert all(10 < length < 200 for length in lengths.values())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_coders_of_images_are_lossless_and_count_every_file(channels):
+    images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, channels), dtype=np.uint8)
+    for coder in baselines.image_coders().values():
+        assert coder(images) > images.size * 0.9  # Noise does not get shorter without loss.

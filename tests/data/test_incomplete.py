@@ -3,9 +3,12 @@
 import dataclasses
 import io
 import os
+import shutil
+import struct
 import subprocess
 import tarfile
 import unicodedata
+import zlib
 
 import cv2
 import numpy as np
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crate_jax import InputError
-from crate_jax.data import inspect, prepare, sources
+from crate_jax.data import inspect, prepare, sources, transforms
 from crate_jax.data.dataset import class_name, notes_of
 
 
@@ -291,3 +294,88 @@ def test_fingerprints_tell_files_apart(tmp_path):
     np.savez(tmp_path / "a.npz", **{**arrays, "images": arrays["images"] + 1})
     assert found(f"npz:{tmp_path / 'a.npz'}") != first
     assert dataclasses.replace(inspect("digits")).fingerprint == ""
+
+
+def claims(kind: str, width: int, height: int) -> bytes:
+    """A small file whose header speaks of a large image."""
+    if kind == "png":
+        data = png()
+        header = data[12:16] + struct.pack(">II", width, height) + data[24:29]
+        return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    data = cv2.imencode(f".{kind}", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    if kind == "bmp":
+        return data[:18] + struct.pack("<ii", width, height) + data[26:]
+    if kind == "ppm":
+        return data.replace(b"8 8", f"{width} {height}".encode())
+    at = next(place for place in range(len(data)) if data[place : place + 2] == b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "ppm"])
+def test_images_beyond_the_limit_are_refused_by_their_header(kind, monkeypatch):
+    assert transforms.decode(claims(kind, 8, 8), "x").shape == (8, 8, 3)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    for width, height in ((20_000, 20_000), (10_001, 10_000)):
+        pattern = rf"^x\.{kind}: an image of [\d.]+ megapixels by its header; accepted: at most 100 \(data\.max_megapixels\)"
+        with pytest.raises(InputError, match=pattern):
+            transforms.decode(claims(kind, width, height), f"x.{kind}")
+
+
+def test_the_limit_of_an_image_is_a_setting(tmp_path, monkeypatch):
+    name = folder(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(5)))
+    (tmp_path / "a" / "0.png").write_bytes(claims("png", 20_000, 20_000))
+    assert inspect(name).image_size == 8  # One among many is no reason not to look at the others.
+    for most, refused in ((transforms.MOST_PIXELS, 1), (63, 10), (400_000_000, 0)):
+        source, problems = sources.load(name, "train+test", most_pixels=most), []
+        with monkeypatch.context() as patch:
+            patch.setattr(cv2, "imdecode", lambda *_: np.zeros((8, 8), np.uint8))
+            for i in range(len(source)):
+                try:
+                    transforms.decode(*source[i]["image"], channels=1)
+                except InputError as error:
+                    problems.append(str(error))
+        assert len(problems) == refused and all("data.max_megapixels" in problem for problem in problems)
+    assert transforms.stored_shape(transforms.Encoded(claims("png", 20_000, 20_000), "x")) == (
+        20_000,
+        20_000,
+        3,
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("prepared")
+    name = folder(root / "data", *(f"{c}/{i}.png" for c in "ab" for i in range(20)))
+    prepare.prepare(name, root / "records", num_processes=1)
+    return root / "records"
+
+
+def _half(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _flipped(file):
+    data = bytearray(file.read_bytes())
+    for i in range(len(data) // 2, len(data) // 2 + 300):
+        data[i] ^= 0x55
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (os.unlink, r"images-train\.array_record-00000-of-00001 is missing"),
+        (_half, r"images-train\.array_record-00000-of-00001 is damaged"),
+        (
+            _flipped,
+            r"array_record:.*, train, example \d+: damaged record .*|array_record-00000-of-00001 is damaged",
+        ),
+    ],
+)
+def test_damaged_records_are_named(prepared, tmp_path, harm, message):
+    copy = tmp_path / "records"
+    shutil.copytree(prepared, copy)
+    assert len(labels_of(f"array_record:{copy}")) == 32
+    harm(copy / "images-train.array_record-00000-of-00001")
+    with pytest.raises(InputError, match=message):
+        labels_of(f"array_record:{copy}")

@@ -16,8 +16,12 @@ from crate_jax.reports.looking import stride_for
 from crate_jax.reports.writing import chosen
 from crate_jax.training.opening import open_run
 
+OTHERS = ("vit", "crate_alpha", "tost", "masked_autoencoder")
 
-@pytest.fixture(scope="module", params=["crate", "vit", "crate_alpha", "tost", "masked_autoencoder"])
+
+@pytest.fixture(
+    scope="module", params=["crate", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     with tarfile.open(ROOT / "tests" / "fixtures" / "runs" / f"{request.param}.tar.xz") as archive:
@@ -74,6 +78,7 @@ def test_each_section_says_what_it_shows_or_does_not_apply(trained):
         assert ("atoms" in made["atoms"].values) == (family != "vit")
 
 
+@pytest.mark.slow
 def test_images_of_a_folder_have_no_classes(trained, tmp_path):
     if trained.run.config.model.family != "crate":
         pytest.skip("one family is enough")

@@ -329,6 +329,19 @@ def test_the_console_script_is_the_list_of_commands():
     assert getattr(importlib.import_module(module), function) is __main__.main
 
 
+@pytest.mark.parametrize("platform", ["cuda", "gpuu"])
+def test_a_platform_that_is_not_there(platform):
+    code = "import jax; from crate_jax.runs import cli; cli.run(lambda _: jax.devices(), cli.WorkdirFlags)"
+    env = {**environment(), "JAX_PLATFORMS": platform}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: JAX_PLATFORMS: found {platform}, which cannot be used here")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "each"),
     [

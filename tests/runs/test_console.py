@@ -51,3 +51,15 @@ def test_other_progress_is_as_short(capsys, monkeypatch):
 )
 def test_bytes_for_people(count, text):
     assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize("name", ["sweep[lr=0.1]", "x[/a]", "[red]a", ":warning:", "a\\[b"])
+def test_names_of_files_are_printed_as_they_are(name, capsys):
+    """No name is read as markup or as an emoji, wherever it stands."""
+    console.console.print(f"again with --workdir={name}")
+    console.table(name, {name: name})
+    console.wide_table(name, [name], [[name]])
+    out = capsys.readouterr().out
+    assert out.count(name) == 7 and f"--workdir={name}\n" in out
+    with progress(name, 2) as advance:
+        advance(2)

@@ -5,8 +5,11 @@ import sys
 import types
 
 import pytest
+from conftest import TINY, load_config
 
+from crate_jax import InputError
 from crate_jax.runs.metrics import MetricsWriter, read_metrics, write_atomically
+from crate_jax.training.starting import start_run
 
 
 def test_lines_past_the_resume_step_and_torn_lines_go(tmp_path):
@@ -47,3 +50,38 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_atomically(path, None)
     assert path.read_text() == "old"
+
+
+def test_lines_that_are_no_lines_of_ours_are_skipped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "a": 2.0}\n17\n[]\n{"a": 1}\n\xff\xfe\n{"step": "x"}\n{"step": 2}\n')
+    assert read_metrics(path) == [{"step": 1, "a": 2.0}, {"step": 2}]
+    MetricsWriter(tmp_path, resume_step=1).close()
+    assert path.read_text() == '{"step": 1, "a": 2.0}\n'
+
+
+def test_runs_in_folders_of_one_name_are_two_in_wandb(tmp_path, monkeypatch):
+    asked = []
+    run = types.SimpleNamespace(finish=lambda: None)
+    monkeypatch.setitem(
+        sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: asked.append(given) or run)
+    )
+
+    def start(folder: str, step: int = 0) -> str:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        MetricsWriter(tmp_path / folder, resume_step=step, wandb_project="p").close()
+        assert asked[-1]["name"] == "seed0"
+        return asked[-1]["id"]
+
+    first, second = start("vit/seed0"), start("crate/seed0")
+    assert first != second and first.startswith("seed0-")
+    assert start("vit/seed0", 5) == start("vit/seed0") == first
+    # A run of an older version keeps the name that it has.
+    assert start("old/seed0", 5) == start("old/seed0", 9) == "seed0"
+
+
+def test_wandb_that_is_not_installed_is_missed_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="wandb: found 'p', but the package wandb is not installed"):
+        start_run(load_config({**TINY, "wandb": "p"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

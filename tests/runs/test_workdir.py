@@ -87,3 +87,42 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert " ".join(capsys.readouterr().out.split()).startswith("not written: ")
     assert write_if_possible(tmp_path / "other" / "evaluate.json", "{}")
     assert (tmp_path / "other" / "evaluate.json").read_text() == "{}"
+
+
+def test_files_that_were_replaced(folder, config):
+    workdirs.write(folder, config, dataclasses.replace(INFO, fingerprint="1"))
+    assert workdirs.check(folder, config, dataclasses.replace(INFO, fingerprint="1")) == []
+    changes = workdirs.check(folder, config, dataclasses.replace(INFO, fingerprint="2"))
+    assert changes == ["the files of d are others, by their names or sizes; their number is the same"]
+    workdirs.write(folder, config, INFO)  # By an older version.
+    values = json.loads((folder / "dataset.json").read_text())
+    del values["fingerprint"]
+    (folder / "dataset.json").write_text(json.dumps(values))
+    assert workdirs.check(folder, config, dataclasses.replace(INFO, fingerprint="2")) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        "17",
+        "null",
+        '"x"',
+        "nonsense",
+        "\xff",
+        '{"class_names": 3}',
+        '{"name": "d", "class_names": [], "x": 1}',
+    ],
+)
+def test_a_description_of_the_data_that_is_none(folder, config, content):
+    (folder / "dataset.json").write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match=r"dataset\.json (does not describe a dataset|is not valid JSON)"):
+        workdirs.check(folder, config, INFO)
+
+
+def test_a_number_of_classes_that_the_data_do_not_have(config, tmp_path):
+    changed = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2))
+    with pytest.raises(InputError, match=r"model\.num_classes: found 2; accepted: 10, that of the images"):
+        start_run(changed, tmp_path, {"model.num_classes"})
+    assert start_run(changed, tmp_path).config.model.num_classes == 10  # The file's, which data may change.

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from conftest import TINY, load_config, metrics
 
+from crate_jax import InputError
 from crate_jax.parallel import processes
 from crate_jax.runs.config import steps
 from crate_jax.training import loop
 from crate_jax.training.loop import Reader, train
 from crate_jax.training.opening import open_run
 from crate_jax.training.program import make_schedule
+from crate_jax.training.run_data import RunData
 from crate_jax.training.starting import start_run
 from crate_jax.training.state import TrainState
 
@@ -86,3 +88,43 @@ def test_another_length_says_what_becomes_of_the_learning_rate(run, monkeypatch,
     assert f"had 4 steps, has 6: the learning rate after step 2 was {old:.3g}, is {new:.3g}" in out
     train(run)
     assert "step 6 is past the end, 4: nothing is trained" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_image_that_cannot_be_read_ends_a_run_that_is_saved_first(run, monkeypatch):
+    """Mended, the run goes on as if nothing had been."""
+    whole = train(dataclasses.replace(run, workdir=run.workdir.with_name("whole")))
+    third = run.data.train_batches().batch(2)["index"]
+    images = type(run.data).source(run.data, "train", fitted=False)
+
+    class Broken:
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            if index in third:
+                raise InputError("a.jpg: unreadable image")
+            return images[index]
+
+    read = RunData.source
+    monkeypatch.setattr(
+        RunData,
+        "source",
+        lambda self, use, fitted=True: read(self, use, fitted=fitted) if fitted else Broken(),
+    )
+    run = dataclasses.replace(run)  # Its data are found anew.
+    with pytest.raises(InputError, match=r"a\.jpg: unreadable image; the run is saved at step 2"):
+        train(run)
+    monkeypatch.undo()
+    result = train(dataclasses.replace(run))
+    assert result.values == whole.values
+
+
+def test_data_that_cannot_be_read_at_once_save_nothing(run, monkeypatch):
+    def fail(self, start):
+        raise InputError("a.jpg: unreadable image")
+        yield
+
+    monkeypatch.setattr("crate_jax.data.pipeline.Batches.iterate", fail)
+    with pytest.raises(InputError, match=r"^a\.jpg: unreadable image$"):
+        train(run)
+    assert not list((run.workdir / "checkpoints").iterdir())

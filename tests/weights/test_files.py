@@ -15,7 +15,7 @@ import pytest
 
 from crate_jax import InputError, weights
 from crate_jax.weights import files, torch_files
-from tests.weights.conftest import released
+from tests.weights.conftest import FIXTURES, released
 
 CRATE = "crate"
 
@@ -309,3 +309,77 @@ def test_names_with_escape_codes_are_printed_without(tmp_path):
     path = tmp_path / "w.pth"
     torch_file(path, b"cevil\x1b[2J\nx\n)R.", {})
     assert "it names evil?[2J.x" in refused(path)
+
+
+TENSORFLOW = FIXTURES / "igpt_tensorflow.index"
+
+
+def test_a_checkpoint_of_tensorflow(tmp_path):
+    """Written by TensorFlow 2.21's tf.compat.v1.train.Saver: a small iGPT, a step counter and a slot of Adam. The values are
+    those of a generator, drawn in the order of the names.
+    """
+    found = weights.inspect(TENSORFLOW)
+    config = found.config
+    assert (config.dim, config.depth, config.heads, config.vocab_size, config.num_positions) == (
+        8,
+        2,
+        2,
+        3,
+        4,
+    )
+    assert found.notes == ["left out: global_step, model/wpe/Adam"]
+    rng, back = np.random.default_rng(0), weights.export(found.params(), "igpt_openai", config)
+    layers = [f"model/h{layer}" for layer in range(2)]
+    order = ["model/wpe", "model/wte", "model/wtet", "model/sos", "model/ln_f/g"]
+    for layer in layers:
+        order += [f"{layer}/attn/{letter}_proj" for letter in "qkvc"]
+        order += [f"{layer}/ln_1/g", f"{layer}/ln_2/g", f"{layer}/mlp/c_fc/w", f"{layer}/mlp/c_proj/w"]
+    assert set(order) == set(back)
+    for name in order:
+        np.testing.assert_array_equal(back[name], rng.standard_normal(back[name].shape).astype(np.float32))
+    # By the name that TensorFlow knows it by, or by any of its files.
+    for name in ("igpt_tensorflow", "igpt_tensorflow.data-00000-of-00001"):
+        assert weights.inspect(TENSORFLOW.with_name(name)).config == config
+
+
+def test_a_damaged_checkpoint_of_tensorflow(tmp_path):
+    index, data = tmp_path / "x.index", tmp_path / "x.data-00000-of-00001"
+    index.write_bytes(TENSORFLOW.read_bytes())
+    assert "x.data-00000-of-00001 is not beside it" in refused(index)
+    content = TENSORFLOW.with_suffix(".data-00000-of-00001").read_bytes()
+    data.write_bytes(content[:-40])
+    assert "are not there; cut off?" in refused(index)
+    data.write_bytes(content)
+    whole = index.read_bytes()
+    for cut in (10, len(whole) // 2):  # The footer stays, what it points to does not.
+        index.write_bytes(whole[:cut] + whole[-48:])
+        assert "its index is" in refused(index)
+
+
+def test_teacher_and_student(tmp_path):
+    """As SimDINO's trainer writes them: the student wrapped for parallel training."""
+    arrays = released("simdino")
+    other = {f"module.{name}": value + 1 for name, value in arrays.items()}
+    both = {"student": state_dict_pickle(other), "teacher": state_dict_pickle(arrays), "epoch": pickled(99)}
+    torch_file(tmp_path / "w.pth", nested_pickle({key: both[key] for key in ("teacher", "epoch")}), arrays)
+    found = weights.inspect(tmp_path / "w.pth", heads=2)
+    assert (found.family, found.problems) == ("simdino", [])
+    assert found.notes == ["taken from teacher", "left out: epoch"]
+    assert (found.config.num_classes, found.config.head_hidden) == (6, 12)
+    found = weights.inspect({"student": other, "teacher": arrays, "epoch": 99}, heads=2, part="student")
+    np.testing.assert_array_equal(found.params()["class_token"], arrays["backbone.cls_token"][0, 0] + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("blocks.1.ls1.gamma", (16,), "layer scale"),
+        ("blocks.0.attn.q_norm.weight", (8,), "normed queries and keys"),
+        ("dist_token", (1, 1, 16), "DeiT's distillation token"),
+        ("reg_token", (1, 4, 16), "register tokens"),
+        ("norm_pre.weight", (16,), "a norm before the blocks"),
+    ],
+)
+def test_what_later_vits_have(name, shape, words):
+    with pytest.raises(InputError, match=rf"extra {name} \({words}, which our model does not have\)"):
+        weights.load({**released("vit_timm"), name: np.zeros(shape, np.float32)}, heads=2)

@@ -1,0 +1,181 @@
+"""Files through the codec and through coders that everyone has; writes a result for docs/codec.md.
+
+    python -m benchmarks.codec --item=text --input=FILE --run=runs/text --portable=text.npz --output=codec.json
+
+Each file is encoded with the run (floating-point numbers) and with the portable model, and decoded in a process of its own.
+With --images=H,W,C its bytes after the header of a .npy file are images of that shape, and image coders see them too. The
+speed of a decoder without a cache is that of the model's forward pass over a whole window for every symbol.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from crate_jax.compress import open_predictor
+from crate_jax.compression import baselines, codec, rans
+from crate_jax.compression.lanes import Lanes
+from crate_jax.training.opening import open_run
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--item", required=True, help="what the file is called")
+    parser.add_argument("--input", type=Path, required=True, help="the file")
+    parser.add_argument("--run", required=True, help="the folder of a run")
+    parser.add_argument("--portable", help="the portable model of that run")
+    parser.add_argument("--images", help="H,W,C: the shape of an image")
+    parser.add_argument("--speed", action="store_true", help="compare with a decoder without a cache too")
+    parser.add_argument("--output", type=Path, required=True, help="a JSON file; an item in it is replaced")
+    flags = parser.parse_args()
+    os.environ.setdefault(
+        "PJRT_NPROC", "4"
+    )  # As the command has it: floating-point codes decode with as many threads.
+    began = time.monotonic()
+    data = flags.input.read_bytes()
+    values = {
+        "bytes": len(data),
+        "coders": {name: coder(data) for name, coder in baselines.file_coders().items()},
+    }
+    if flags.images:
+        images = np.load(flags.input).reshape(-1, *map(int, flags.images.split(",")))
+        values["coders"] |= {name: coder(images) for name, coder in baselines.image_coders().items()}
+    for model in filter(None, (flags.run, flags.portable)):
+        predictor = open_predictor(model)
+        values[predictor.numerics] = through(data, predictor, model)
+        if flags.portable is None or model == flags.portable:
+            values[predictor.numerics]["model_bytes"] = (
+                os.path.getsize(model) if os.path.isfile(model) else None
+            )
+    if flags.speed:
+        values["without cache"] = without_cache(flags.run)
+    record(flags.output, flags.item, values, time.monotonic() - began)
+
+
+def through(data: bytes, predictor, model: str) -> dict:
+    """Lengths, seconds of processor time, and whether another process gives the data back."""
+    started = time.process_time()
+    encoded = codec.encode(data, predictor)
+    compiled = time.process_time()
+    encoded = codec.encode(data, predictor)
+    encoding = time.process_time() - compiled
+    started = time.process_time()
+    codec.decode(encoded.data, predictor)
+    decoding = time.process_time() - started
+    with tempfile.TemporaryDirectory() as folder:
+        coded, back = Path(folder) / "coded", Path(folder) / "back"
+        coded.write_bytes(encoded.data)
+        words = ["decode", f"--input={coded}", f"--output={back}", f"--model={model}"]
+        subprocess.run([sys.executable, "-m", "crate_jax.compress", *words], cwd=ROOT, check=True)
+        same = back.read_bytes() == data
+    assert same, f"{model}: another process gives back something else"
+    coded = [(size, payload) for kind, size, payload in encoded.chunks if kind == "model"]
+    return {
+        "file": len(encoded.data),
+        "bits per byte": 8 * len(encoded.data) / len(data) if data else None,
+        "chunks": {
+            kind: sum(kind == each for each, _, _ in encoded.chunks) for kind in ("model", "lzma", "raw")
+        },
+        "payload of the model's chunks": sum(payload for _, payload in coded),
+        "ideal of the model's chunks": ideal(data, predictor, encoded) if coded else 0,
+        "encoding, processor seconds": encoding,
+        "decoding, processor seconds": decoding,
+        "another process gives it back": same,
+    }
+
+
+def ideal(data: bytes, predictor, encoded: codec.Encoded) -> float:
+    """Σ log₂(1/p) / 8 of the chunks that the model codes, p the frequencies over their total."""
+    ends = np.cumsum([size for _, size, _ in encoded.chunks])
+    parts = [
+        np.frombuffer(data[end - size : end], np.uint8).astype(np.int32)
+        for end, (kind, size, _) in zip(ends, encoded.chunks, strict=True)
+        if kind == "model"
+    ]
+    lanes = min(codec.LANES, 1 << (len(parts) - 1).bit_length())
+    total, machine = 0.0, Lanes(predictor, lanes, predictor.context)
+    for start in range(0, len(parts), lanes):
+        group = parts[start : start + lanes]
+        _, sizes = machine.measure(group)
+        for row, part in zip(sizes, group, strict=True):
+            total += np.log2(rans.TOTAL / row[: len(part)]).sum()
+    return total / 8
+
+
+def without_cache(run: str, lanes: int = 8) -> dict:
+    """Seconds per symbol of a decoder with a cache and of one without, on this machine, each at its best of 3."""
+    opened = open_run(Path(run))
+    model, params = opened.run.model, opened.params
+    predictor = open_predictor(run)
+    length = predictor.num_positions
+    tokens = np.zeros((lanes, length), np.int32)
+    forward = jax.jit(lambda params, tokens: jax.nn.softmax(model.apply(params, tokens)[0][:, -1]))
+    machine = Lanes(predictor, lanes, 0)
+    payloads = [bytes(rans.BYTES_PER_SYMBOL * length)] * lanes
+
+    def seconds(function, count):
+        function()
+        taken = []
+        for _ in range(3):
+            start = time.perf_counter()
+            function()
+            taken.append((time.perf_counter() - start) / count)
+        return min(taken)
+
+    cached = seconds(lambda: machine.decode(payloads, [length] * lanes), lanes * length)
+    whole = seconds(lambda: jax.block_until_ready(forward(params, tokens)), lanes)
+    return {
+        "lanes": lanes,
+        "window": length,
+        "cached": cached,
+        "whole": whole,
+        "times as fast": whole / cached,
+    }
+
+
+def record(path: Path, item: str, values: dict, seconds: float) -> None:
+    """Write the item into the file."""
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    path.write_text(
+        json.dumps(
+            {
+                "command": "python -m benchmarks.codec",
+                "commit": commit.stdout.strip(),
+                "date": datetime.now(UTC).date().isoformat(),
+                "seed": None,
+                "versions": {
+                    "python": platform.python_version(),
+                    **{name: version(name) for name in PACKAGES},
+                },
+                "machine": "2 cores of an Intel Xeon, shared with other work; seconds are of processor time",
+                "seconds": round(found.get("seconds", 0) + seconds, 1),
+                "values": {**found.get("values", {}), item: values},
+            },
+            indent=1,
+            ensure_ascii=False,
+        )
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
