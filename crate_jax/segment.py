@@ -24,7 +24,6 @@ from crate_jax.analysis.average_precision import Prediction, average_precision, 
 from crate_jax.analysis.maskcut import KEPT, bounding_box, maskcut
 from crate_jax.data import folders, transforms
 from crate_jax.models import ImageConfig
-from crate_jax.parallel import processes
 from crate_jax.reports.base import TrainedRun
 from crate_jax.reports.segmentation import token_maps
 from crate_jax.runs import cli
@@ -38,8 +37,8 @@ DRAWN = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(cli.WorkdirFlags, processes.JobFlags):
-    """Those of a run and of a job, and what to look at."""
+class Flags(cli.WorkdirFlags):
+    """Those of a run, and what to look at."""
 
     input: Path = setting(REQUIRED, "A folder of images, with those in its folders.")
     annotations: Path | None = setting(None, "A file of COCO instances; left out: nothing is compared.")
