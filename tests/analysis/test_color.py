@@ -153,7 +153,7 @@ def test_bad_input_is_one_line(flags, message, tmp_path):
 
 @pytest.mark.slow
 def test_the_default_sees_perception_in_two_photographs(tmp_path):
-    done = run(command("color", f"--workdir={tmp_path}"))
+    done = run(command("color", f"--workdir={tmp_path}"), timeout=900)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "color.json").read_text())
     assert numbers["representations"][0]["correlation"]["p"] == 0.001

@@ -168,7 +168,7 @@ def test_bad_input(flags, message):
 @pytest.mark.slow
 def test_the_default_reaches_the_pmi(tmp_path, optimized):
     """The promise of the command, without its curves: 0.98 off the diagonal in both modalities."""
-    done = run(command("world", f"--workdir={tmp_path}", "--curve_steps=0"))
+    done = run(command("world", f"--workdir={tmp_path}", "--curve_steps=0"), timeout=900)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "world.json").read_text())
     for name in ideal.MODALITIES:
