@@ -21,10 +21,9 @@ A run is made small, its parameters without the optimiser's state, by an --outpu
     python -m crate_jax.convert --input=runs/base --output=runs/base-small
 
 No file of weights says how images are scaled. They are scaled as in the released code, for a ViT as in timm's own models; if
-yours was trained otherwise, as DeiT was, say so:
+yours was trained otherwise, as DeiT was, give its mean and its standard deviation (--config.data.std):
 
-    python -m crate_jax.convert --input=deit_tiny.pth --output=runs/deit \\
-        "--config.data.mean=(0.485,0.456,0.406)" "--config.data.std=(0.229,0.224,0.225)"
+    python -m crate_jax.convert --input=deit.pth --output=runs/deit --config.data.mean=0.485,0.456,0.406
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
     python docs/inside_figure.py WORKDIR NAME "COMMAND" SECONDS COMMIT
 
-Reads WORKDIR/report/layerwise.json; writes docs/results/inside-NAME.json, and docs/layerwise.svg where NAME is digits.
+Reads WORKDIR/report/layerwise.json; writes docs/results/layers-NAME.json, and docs/layerwise.svg where NAME is digits.
 """
 
 import datetime
@@ -81,7 +81,7 @@ def main(workdir: str, name: str, command: str, seconds: str, commit: str) -> No
         lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]",
         json.dumps(record, indent=1),
     )
-    (DOCS / "results" / f"inside-{name}.json").write_text(text + "\n", encoding="utf-8")
+    (DOCS / "results" / f"layers-{name}.json").write_text(text + "\n", encoding="utf-8")
     if name == "digits":
         (DOCS / "layerwise.svg").write_bytes(picture(values))
 

@@ -20,8 +20,8 @@ WHITE = (
     "length, ε² = 0.01 (the code has no R; ours is that of LayerNorm(Z) with tokens at unit length); “scale-free” "
     "scales the tokens to a mean squared length of 1, so that growth of the residual stream is not counted as rate "
     "(ε² = 0.5). Nulls: the untrained network of the same seed, and the trained network's tokens with random "
-    "orthonormal U of the same Frobenius norms. λ = {penalty:g}. In form “paper”, MSSA {paper}; in form “released” it"
-    " {released}; in form “scale-free” it {scale_free} (means over examples)."
+    "orthonormal U of the same Frobenius norms. λ = {penalty:g}. As to Rᶜ, in the mean over examples: in form “paper”"
+    " MSSA {paper}; in form “released” it {released}; in form “scale-free” it {scale_free}."
 )
 BLACK = (
     "Measured on {count:,} {examples}, with the untrained network of the same seed and with the trained one. R is the"

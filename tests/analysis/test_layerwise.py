@@ -303,7 +303,7 @@ def test_the_readme_says_what_was_measured():
     """Its sentences about the first picture are the signs of the numbers kept with it."""
     root = Path(__file__).parents[2]
     readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
-    measured = json.loads((root / "docs" / "results" / "inside-digits.json").read_text())["values"]["trained"]
+    measured = json.loads((root / "docs" / "results" / "layers-digits.json").read_text())["values"]["trained"]
     for form, where in (("paper", "ε² = 0.5) MSSA"), ("released", "ε² = 0.01) MSSA")):
         assert f"{where} {layerwise.signs(measured, form)}." in readme
     left, right = (layerwise.signs(measured, form, "random_subspace_rate") for form in ("paper", "released"))

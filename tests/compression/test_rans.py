@@ -12,7 +12,7 @@ STEP = jax.jit(rans.decode)
 
 def random_sizes(rng, shape, vocab: int, skew: float) -> np.ndarray:
     """Sizes of every symbol, at least 1, that add up to TOTAL; with a large `skew` one of them has nearly all."""
-    weights = rng.random((*shape, vocab)) ** skew
+    weights = (1e-6 + rng.random((*shape, vocab))) ** skew
     sizes = 1 + np.floor(weights / weights.sum(-1, keepdims=True) * (rans.TOTAL - vocab)).astype(np.int64)
     sizes[..., 0] += rans.TOTAL - sizes.sum(-1)
     return sizes.astype(np.int32)
@@ -38,7 +38,7 @@ def roundtrip(tokens: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> lis
     return payloads
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 7, 300]), st.sampled_from([0.0, 1.0, 8.0, 200.0]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 7, 300]), st.sampled_from([0.0, 1.0, 8.0, 30.0]))
 @settings(max_examples=40, deadline=None)
 def test_any_symbols_come_back(seed, vocab, skew):
     rng = np.random.default_rng(seed)
