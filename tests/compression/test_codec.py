@@ -22,9 +22,9 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 def small_model(family: str, vocab_size: int = 256, **changes):
     """A model with an opinion: its head is large, so that what it draws takes about half of the bits."""
     shared = {"vocab_size": vocab_size, "num_positions": WINDOW, "dim": 16, "depth": 1, "heads": 2, **changes}
-    config = models.IGPTConfig(**shared)
-    if family == "crate_gpt":
-        config = models.CRATEGPTConfig(**{**shared, "head_dim": 8})
+    config = (
+        models.CRATEGPTConfig(**shared, head_dim=8) if family == "crate_gpt" else models.IGPTConfig(**shared)
+    )
     model = models.create(config)
     params = jax.jit(model.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
