@@ -33,8 +33,8 @@ class Row(NamedTuple):
 
 
 RESULTS: dict[str, dict[str, Row]] = {
-    "digits": {
-        "CRATE": Row("configs/base.py"),
+    "digits": {"CRATE": Row("configs/base.py")},
+    "digits-families": {
         "CRATE-α": Row("configs/crate_alpha.py"),
         "ViT": Row("configs/vit.py"),
         "ToST": Row("configs/tost.py"),
