@@ -196,21 +196,22 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {
-    "encode": encode,
-    "decode": decode,
-    "quantise": quantise_run,
-    "estimate": estimates.estimate,
-    "joint": estimates.joint,
+# The words that may follow the command: what each does, and its flags.
+WORDS: dict[str, tuple[Callable[[list[str]], None], type]] = {
+    "encode": (encode, EncodeFlags),
+    "decode": (decode, DecodeFlags),
+    "quantise": (quantise_run, QuantiseFlags),
+    "estimate": (estimates.estimate, estimates.EstimateFlags),
+    "joint": (estimates.joint, estimates.JointFlags),
 }
 
 
 def main(argv: list[str]) -> None:
-    verb = argv[1] if len(argv) > 1 else ""
-    if verb.startswith("-") and asks_for_help(argv):
-        verb, argv = "encode", [argv[0], verb, *argv[1:]]
-    one_of("compress", verb, VERBS)
-    VERBS[verb]([argv[0], *argv[2:]])
+    word = argv[1] if len(argv) > 1 else ""
+    if word.startswith("-") and asks_for_help(argv):
+        word, argv = "encode", [argv[0], word, *argv[1:]]
+    one_of("compress", word, WORDS)
+    WORDS[word][0]([argv[0], *argv[2:]])
 
 
 if __name__ == "__main__":

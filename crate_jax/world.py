@@ -1,6 +1,7 @@
 """An ideal world: two modalities of the same events are learned apart, and come to the same kernel, the events' PMI.
 
     python -m crate_jax.world
+    python -m crate_jax.world --workdir=runs/world
     python -m crate_jax.world --events=100 --window=2 --loss=infonce --length=300000
 
 Each observer trains on which of its observations occur near each other; the kernel of its features is compared, off the

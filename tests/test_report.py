@@ -60,11 +60,13 @@ def test_without_its_data_it_keeps_what_it_has(trained, tmp_path, capsys):
     try:
         assert report.main(["report", f"--workdir={tmp_path / 'run'}"]) is None
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report:")]
-        assert len(lines) == 1 and lines[0].startswith("report: layerwise cannot be made: ")
-        assert str(trained / "data") in lines[0] and "--config.data.name=" in lines[0]
+        names = ("layerwise", "attention", "segmentation", "subspaces", "atoms")
+        for name, line in zip(names, lines, strict=True):
+            assert line.startswith(f"report: {name} cannot be made: ")
+            assert str(trained / "data") in line and "--config.data.name=" in line
         page = (tmp_path / "run" / "report" / "index.html").read_text()
         assert "From an earlier report of this step" in page
-        pictures = [path for path in (tmp_path / "run" / "report").iterdir() if path.suffix == ".svg"]
+        pictures = [path for path in (tmp_path / "run" / "report").iterdir() if path.suffix in (".svg", ".png")]
         assert page.count("<img ") == len(pictures) > 10
         # Where the data are now.
         elsewhere = f"--config.data.name=folder:{trained / 'gone'}"

@@ -112,7 +112,13 @@ def _curve(axis, result):
     if result.interval is not None:
         low, high = result.interval
         middle = result.compared.maximum.score
-        axis.errorbar([result.samples], [middle], [[middle - low], [high - middle]], color=ORANGE, capsize=3)
+        axis.errorbar(
+            [result.samples],
+            [middle],
+            [[max(0, middle - low)], [max(0, high - middle)]],
+            color=ORANGE,
+            capsize=3,
+        )
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axis.minorticks_off()

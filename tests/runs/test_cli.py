@@ -46,28 +46,37 @@ def page(name: str, *arguments: str, capsys) -> str:
     return capsys.readouterr().out
 
 
+def kinds(name: str) -> dict[str, type]:
+    """The flags of a command, by the word that follows it, or by "" where none does."""
+    module = importlib.import_module(f"crate_jax.{name}")
+    return (
+        {word: kind for word, (_, kind) in module.WORDS.items()}
+        if hasattr(module, "WORDS")
+        else {"": module.Flags}
+    )
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name, flag, capsys):
-    kind = importlib.import_module(f"crate_jax.{name}").Flags
     text = page(name, flag, capsys=capsys)
     assert text.startswith(__main__.commands()[name])
-    own = [line for line in helps.examples(kind) if f"crate_jax.{name} " in line]
-    assert len(own) >= 2, "two examples"
-    for flag_name, one in settings_of(kind).items():
-        assert f"  --{flag_name}" in text
-        assert one.description[:1].isupper() and one.description.split()[0] in text, flag_name
+    for word, kind in kinds(name).items():
+        own = [line for line in helps.examples(kind) if f"crate_jax.{name} " in line]
+        assert len(own) >= 2, "two examples"
+        text = page(name, *([word] if word else []), flag, capsys=capsys)
+        for flag_name, one in settings_of(kind).items():
+            assert f"  --{flag_name}" in text
+            assert one.description[:1].isupper() and one.description.split()[0] in text, flag_name
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_examples_of_every_command_are_accepted(name):
     """As far as flags go: each has a known name and an acceptable value."""
-    kind = importlib.import_module(f"crate_jax.{name}").Flags
-    for line in helps.examples(kind):
-        if f"crate_jax.{name} " in line:
-            _, rest = take(
-                ["", *line.partition(f"crate_jax.{name} ")[2].replace('"def "', "def").split()], kind
-            )
+    for word, kind in kinds(name).items():
+        start = f"crate_jax.{name} {word}".rstrip() + " "
+        for line in (line for line in helps.examples(kind) if start in line):
+            _, rest = take(["", *line.partition(start)[2].replace('"def "', "def").split()], kind)
             assert all(argument.startswith("--config.") for argument in rest), line
 
 
