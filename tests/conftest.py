@@ -47,6 +47,15 @@ WALL_CLOCK = (
 QUICK = "loss,layerwise,code_length,known_entropy,masked_prediction,reconstruction,probe,samples"
 
 
+def slow_but(values, *kept):
+    """The values of a parameter, all but those kept marked slow."""
+
+    def slow(value):
+        return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+
+    return [value if value in kept else slow(value) for value in values]
+
+
 def command(name: str, *flags: str, **config) -> list[str]:
     """The command line of a crate_jax command; `config` becomes --config.KEY=VALUE."""
     flags = (*flags, f"--sections={QUICK}") if name == "train" else flags

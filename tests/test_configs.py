@@ -9,7 +9,7 @@ import runpy
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import ROOT, TINY, load_config
+from conftest import ROOT, TINY, load_config, slow_but
 
 from crate_jax import InputError, models
 from crate_jax.parallel import processes
@@ -70,7 +70,7 @@ def digits_of(family: str):
     raise AssertionError(f"no configuration of {family} learns from digits")
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", slow_but(models.FAMILIES, "crate", "igpt"))
 def test_every_family_takes_a_step_and_resumes(family, tmp_path, compile_once, monkeypatch):
     config = digits_of(family)
     with monkeypatch.context() as patch:

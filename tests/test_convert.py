@@ -87,6 +87,7 @@ def test_golden_next_pixels(folder, palette):
     np.testing.assert_allclose(logits, values["logits"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_run_is_one_like_any_other(folder, palette, data, capsys):
     workdir, _ = make(folder, "crate_official", ".pth")
     evaluate.main(["evaluate", f"--workdir={workdir}", data])
@@ -316,6 +317,7 @@ def test_an_imagegpt_of_hugging_face(tmp_path, palette):
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_it(folder, tmp_path, capsys):
     """Other classes and other images: the head starts anew, the positions are interpolated, and both are said."""
     workdir, _ = make(folder, "crate_official", ".pth")

@@ -59,6 +59,7 @@ def test_another_resolution_interpolates_the_positions(trained):
         evaluate.main(["evaluate", f"--workdir={workdir}", "--config.data.image_size=10"])
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_at_another_resolution(trained, tmp_path):
     """At a learning rate of zero the parameters are those of the other run, its positions interpolated."""
     workdir, _ = trained

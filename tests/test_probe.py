@@ -57,6 +57,7 @@ def test_a_trained_run(workdir, capsys):
     assert "pixels" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_released_checkpoint_on_data_of_other_classes(workdir, folder, tmp_path):
     data = f"--config.data.name=folder:{folder}"
     _, config, _, overrides = cli.parse_workdir(["", f"--workdir={workdir}", data], cli.WorkdirFlags)
@@ -73,6 +74,7 @@ def test_a_released_checkpoint_on_data_of_other_classes(workdir, folder, tmp_pat
     assert set(trained.labels) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_released_colour_model_with_its_palette(tmp_path):
     with np.load(FIXTURES / "imagegpt_hf.npz") as file:
         released = {n.removeprefix("param/"): file[n] for n in file.files if n.startswith("param/")}

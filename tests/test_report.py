@@ -66,7 +66,9 @@ def test_without_its_data_it_keeps_what_it_has(trained, tmp_path, capsys):
             assert str(trained / "data") in line and "--config.data.name=" in line
         page = (tmp_path / "run" / "report" / "index.html").read_text()
         assert "From an earlier report of this step" in page
-        pictures = [path for path in (tmp_path / "run" / "report").iterdir() if path.suffix in (".svg", ".png")]
+        pictures = [
+            path for path in (tmp_path / "run" / "report").iterdir() if path.suffix in (".svg", ".png")
+        ]
         assert page.count("<img ") == len(pictures) > 10
         # Where the data are now.
         elsewhere = f"--config.data.name=folder:{trained / 'gone'}"
@@ -76,6 +78,7 @@ def test_without_its_data_it_keeps_what_it_has(trained, tmp_path, capsys):
         (trained / "gone").rename(trained / "data")
 
 
+@pytest.mark.slow
 def test_a_section_that_fails_is_told_by_the_exit_code(trained, tmp_path, monkeypatch):
     from crate_jax.reports import SECTIONS, Section
 

@@ -46,6 +46,7 @@ def test_text_is_written(gpt, tmp_path, capsys):
     assert "2 × 16 bytes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bert_reports_masked_bytes(tmp_path):
     run, overrides = config(
         tmp_path, "transformer_bert", **{"total_steps": 4, "checkpoint_steps": 4, "eval_steps": 4}

@@ -89,6 +89,7 @@ def trained(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_command_says_all_three_lengths(trained, capsys):
     estimates.estimate(["estimate", f"--workdir={trained}"])
     values = json.loads((trained / "report" / "estimate.json").read_text())

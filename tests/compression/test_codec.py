@@ -138,6 +138,7 @@ def test_every_length_comes_back(numerics, count, likely, request):
         assert [kind for kind, _, _ in encoded.chunks] == ["model"] * 3
 
 
+@pytest.mark.slow
 def test_integers_decode_in_any_number_of_lanes_and_chunk_by_chunk(integer_model, likely):
     data = likely[:1000]
     encoded = codec.encode(data, integer_model, chunk=150, lanes=4).data

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from conftest import slow_but
 
 from crate_jax import objectives
 
@@ -87,7 +88,7 @@ def test_variational_forms_term_by_term():
     np.testing.assert_allclose(ours, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("norm", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("norm", slow_but([1.0, 10.0, 100.0], 100.0))
 @pytest.mark.parametrize("kind", ["no residual", "soft", "atoms of any length"])
 def test_variational_rate_reduction_of_long_tokens(norm, kind):
     """A residual of 1e-7 of the moments, in float64: nothing may cancel."""
@@ -142,7 +143,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("function", ["class_coding_rate", "rate_reduction", "token_statistics_coding_rate"])
+@pytest.mark.parametrize(
+    "function",
+    slow_but(["class_coding_rate", "rate_reduction", "token_statistics_coding_rate"], "class_coding_rate"),
+)
 def test_membership_gradients_at_one_hot_weights(function, case):
     """They are the one-sided derivatives, also by the weights of an empty class."""
     n, d, scale = CASES[case]

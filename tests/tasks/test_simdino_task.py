@@ -187,6 +187,7 @@ def test_projection_head_and_pooling():
         models.create(dataclasses.replace(CONFIG.model, pool="max"))
 
 
+@pytest.mark.slow
 def test_views_come_from_the_whole_image(tmp_path):
     """Red lies outside of the centre square, which is all that the model's own input shows."""
     image = np.zeros((12, 36, 3), np.uint8)
