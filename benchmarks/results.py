@@ -18,7 +18,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
+from crate_jax import models
 from crate_jax.analysis.linear_probe import chosen_layer
+from crate_jax.runs.workdir import read_config
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -65,6 +67,7 @@ def measure(row: Row, workdir: Path, seed: int) -> dict:
         clock.write_text(json.dumps(round(time.monotonic() - start, 1)))
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     found = {key.removeprefix("eval/"): value for key, value in last.items() if key.startswith("eval/")}
+    found["parameters"] = models.create(read_config(workdir).model).num_params
     found["seconds"] = json.loads(clock.read_text())
     lengths = workdir / "report" / "code_length.json"
     if lengths.is_file():
