@@ -70,7 +70,7 @@ def digits_of(family: str):
     raise AssertionError(f"no configuration of {family} learns from digits")
 
 
-@pytest.mark.parametrize("family", slow_but(models.FAMILIES, "crate", "igpt"))
+@pytest.mark.parametrize("family", slow_but(models.FAMILIES, "crate"))
 def test_every_family_takes_a_step_and_resumes(family, tmp_path, compile_once, monkeypatch):
     config = digits_of(family)
     with monkeypatch.context() as patch:
@@ -83,6 +83,7 @@ def test_every_family_takes_a_step_and_resumes(family, tmp_path, compile_once, m
     assert all(math.isfinite(value) for value in values.values())
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(tmp_path):
     values = train(
         load_config({**TINY, "ema_decay": 0.9, "accumulate": 2, "optimizer.name": "adamw"}), tmp_path

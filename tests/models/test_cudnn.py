@@ -131,7 +131,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("scan", slow_but([True, False], True))
-@pytest.mark.parametrize("name", slow_but(SMALL, "crate", "igpt"))
+@pytest.mark.parametrize("name", slow_but(SMALL, "crate"))
 def test_nothing_sees_the_padding(stand_in, monkeypatch, name, scan):
     """Tokens padded once for all layers: outputs, gradients and traces of a model are those without padding."""
     monkeypatch.setattr(cudnn, "DTYPES", ("bfloat16", "float32"))

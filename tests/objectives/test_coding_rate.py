@@ -83,6 +83,7 @@ def test_soft_membership():
         np.testing.assert_allclose(rate, oracles.class_coding_rate(scale * z, soft, 0.5), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_masks_equal_dropping_the_padding():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, 10, 6)).astype(np.float32)

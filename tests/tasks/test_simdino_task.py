@@ -70,6 +70,7 @@ def test_expansion_in_groups_by_hand(count):
     np.testing.assert_allclose(expansion(z, mask.astype(np.float32), 0.05, 2), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_teacher_sees_global_views_and_has_no_gradient():
     model = models.create(CONFIG.model)
     task = make_task(CONFIG, PIXELS)
