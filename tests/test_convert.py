@@ -358,7 +358,7 @@ def test_fine_tuning_of_a_builtin_run(tmp_path):
     changes |= {
         "data.mean": "(0.5,)",
         "data.std": "(0.5,)",
-        "data.randaugment": "(0,0)",
+        "data.randaugment": "(1,0)",
         "batch_size": 8,
         "total_steps": 1,
     }
