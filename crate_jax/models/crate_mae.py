@@ -43,9 +43,8 @@ class CRATEMAEConfig(CRATEConfig):
     mask_ratio: float = setting(0.75, "Share of the patches that a mask hides.", least=0, below=1)
 
     def fit(self, images: Images) -> tuple[Self, int]:
-        """See `CRATEConfig.fit`."""
-        fitted, size = super().fit(images)
-        return dataclasses.replace(fitted, num_classes=0), size
+        """See `CRATEConfig.fit`. The classes of the images are none of the model's."""
+        return super().fit(images._replace(num_classes=0))
 
     def describe_input(self) -> str:
         """What goes in and what comes out, for people."""
