@@ -1,15 +1,18 @@
 """Bytes to a file and back, by a model that predicts the next symbol: lossless, verified before it is written.
 
 The bytes are cut into chunks that decode by themselves, so many of them side by side, each stored as the shortest of the
-model's code, LZMA and the bytes as they are. The encoder runs the decoder's own compiled loop to get the probabilities, and
-decodes what it made. A symbol is a byte, or two for a model of more than 256 tokens.
+model's code, LZMA and the bytes as they are; or all is stored as one LZMA, where that is shorter still. The encoder runs the
+decoder's own compiled loop to get the probabilities, and decodes what it made. A symbol is a byte, or two for a model of more
+than 256 tokens.
 """
 
 import dataclasses
 import json
 import lzma
+import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent import futures
 
 import numpy as np
 
@@ -23,6 +26,8 @@ from crate_jax.compression.predictors import Predictor
 MIN_CHUNK = 8192
 CHUNK = 16384
 LANES = 64
+# Above this LZMA does not see all of a file at once: on one core it would take longer than a model on an accelerator.
+MOST_AT_ONCE = 1 << 24
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 # The header of a grey or RGB image in the formats of Netpbm, in bytes.
 _NETPBM = re.compile(rb"P[56](?:\s+(?:#[^\n]*\n\s*)*\d+){3}\s")
@@ -52,7 +57,7 @@ def encode(
     Args:
       data: any bytes. What precedes the pixels in a .npy, PGM or PPM file is kept apart, so that windows begin with images.
       predictor: the model.
-      chunk: bytes of a chunk; made a multiple of the window where no context is kept, so that images stay whole.
+      chunk: bytes of a chunk; made a multiple of what a window adds to its context, so that images or rows stay whole.
       lanes: chunks that are coded side by side, at most.
       context: symbols before a window that it sees again, at most one less than it holds; None: what the model says.
       advance: told of every chunk that is done.
@@ -63,7 +68,7 @@ def encode(
     context = predictor.context if context is None else context
     if not 0 <= context < window:
         raise InputError(f"--context: found {context}; accepted: from 0 to {window - 1}")
-    unit = width * (window if context == 0 else 1)
+    unit = width * (window - context)
     chunk = -(-chunk // unit) * unit
     lead = _lead(data)
     # No more lanes than there is work for, up to a power of two: few programs are ever compiled.
@@ -83,7 +88,8 @@ def encode(
     sizes = header.sizes
     ends = np.cumsum(sizes)
     parts = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    stored = [_without_model(part) for part in parts]
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        stored = list(pool.map(_without_model, parts))
     machine = Lanes(predictor, header.lanes, context)
     for group in _groups(header, len(parts), header.lanes):
         symbols = [_symbols(parts[number], predictor.vocab_size, width) for number in group]
@@ -91,8 +97,21 @@ def encode(
             if payload:
                 stored[number] = Chunk("model", payload)
         advance(len(group))
-    chunks = [(chunk.kind, size, len(chunk.payload)) for chunk, size in zip(stored, sizes, strict=True)]
+    header, stored = _at_once(data, header, stored)
+    chunks = [
+        (chunk.kind, size, len(chunk.payload)) for chunk, size in zip(stored, header.sizes, strict=True)
+    ]
     return Encoded(container.write(header, stored), chunks)
+
+
+def _at_once(data: bytes, header: Header, stored: list[Chunk]) -> tuple[Header, list[Chunk]]:
+    """A single chunk of LZMA in place of all where that is shorter, since it finds again what is far apart."""
+    if not 1 < len(stored) <= len(data) <= MOST_AT_ONCE:
+        return header, stored
+    whole, length = _without_model(data), sum(len(chunk.payload) for chunk in stored)
+    if len(whole.payload) >= length:
+        return header, stored
+    return dataclasses.replace(header, lead=0, chunk=len(data), lanes=1), [whole]
 
 
 def _code(machine: Lanes, symbols: list[np.ndarray], stored: list[Chunk]) -> list[bytes]:
