@@ -2,8 +2,8 @@
 
 The bytes are cut into chunks that decode by themselves, so many of them side by side, each stored as the shortest of the
 model's code, LZMA and the bytes as they are; or all is stored as one LZMA, where that is shorter still. The encoder runs the
-decoder's own compiled loop to get the probabilities, and decodes what it made. A symbol is a byte, or two for a model of more
-than 256 tokens.
+decoder's own compiled loop to get the probabilities, and decodes what it made. A symbol is a byte, or two for a model of
+more than 256 tokens.
 """
 
 import dataclasses
@@ -37,10 +37,13 @@ Advance = Callable[[int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A file, and its chunks as (kind, bytes of the data, bytes of the payload)."""
+    """A file, its chunks as (kind, bytes of the data, bytes of the payload), and the ideal length of those that the model
+    coded, Σ log₂(1/p) / 8 bytes.
+    """
 
     data: bytes
     chunks: list[tuple[str, int, int]]
+    ideal: float
 
 
 def encode(
@@ -90,32 +93,34 @@ def encode(
     parts = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         stored = list(pool.map(_without_model, parts))
-    machine = Lanes(predictor, header.lanes, context)
+    machine, ideal = Lanes(predictor, header.lanes, context), 0.0
     for group in _groups(header, len(parts), header.lanes):
         symbols = [_symbols(parts[number], predictor.vocab_size, width) for number in group]
-        for number, payload in zip(group, _code(machine, symbols, [stored[n] for n in group]), strict=True):
+        coded = _code(machine, symbols, [stored[number] for number in group])
+        for number, (payload, bits) in zip(group, coded, strict=True):
             if payload:
-                stored[number] = Chunk("model", payload)
+                stored[number], ideal = Chunk("model", payload), ideal + bits / 8
         advance(len(group))
-    header, stored = _at_once(data, header, stored)
+    if (whole := _at_once(data, stored)) is not None:
+        header, stored, ideal = dataclasses.replace(header, lead=0, chunk=len(data), lanes=1), [whole], 0.0
     chunks = [
         (chunk.kind, size, len(chunk.payload)) for chunk, size in zip(stored, header.sizes, strict=True)
     ]
-    return Encoded(container.write(header, stored), chunks)
+    return Encoded(container.write(header, stored), chunks, ideal)
 
 
-def _at_once(data: bytes, header: Header, stored: list[Chunk]) -> tuple[Header, list[Chunk]]:
-    """A single chunk of LZMA in place of all where that is shorter, since it finds again what is far apart."""
-    if not 1 < len(stored) <= len(data) <= MOST_AT_ONCE:
-        return header, stored
-    whole, length = _without_model(data), sum(len(chunk.payload) for chunk in stored)
-    if len(whole.payload) >= length:
-        return header, stored
-    return dataclasses.replace(header, lead=0, chunk=len(data), lanes=1), [whole]
+def _at_once(data: bytes, stored: list[Chunk]) -> Chunk | None:
+    """A single chunk of LZMA for all, where that is shorter because it finds again what is far apart."""
+    if len(stored) < 2 or len(data) > MOST_AT_ONCE:
+        return None
+    whole = _without_model(data)
+    return whole if len(whole.payload) < sum(len(chunk.payload) for chunk in stored) else None
 
 
-def _code(machine: Lanes, symbols: list[np.ndarray], stored: list[Chunk]) -> list[bytes]:
-    """The model's code of each chunk, decoded again and found right; b"" where what is stored is as short."""
+def _code(machine: Lanes, symbols: list[np.ndarray], stored: list[Chunk]) -> list[tuple[bytes, float]]:
+    """The model's code of each chunk, decoded again and found right, b"" where what is stored is as short; and its ideal
+    length in bits.
+    """
     starts, sizes = machine.measure(symbols)
     payloads = rans.encode(starts, sizes, np.array([len(each) for each in symbols]))
     payloads = [
@@ -125,10 +130,12 @@ def _code(machine: Lanes, symbols: list[np.ndarray], stored: list[Chunk]) -> lis
     # As the decoder will see it: without the chunks that are stored in another way.
     lengths = [len(each) * bool(payload) for each, payload in zip(symbols, payloads, strict=True)]
     found, whole = machine.decode(payloads, lengths)
-    return [
+    bits = [np.log2(rans.TOTAL / row[: len(each)]).sum() for row, each in zip(sizes, symbols, strict=True)]
+    payloads = [
         payload if good and np.array_equal(again[: len(each)], each) else b""
         for payload, again, good, each in zip(payloads, found, whole, symbols, strict=True)
     ]
+    return list(zip(payloads, bits, strict=True))
 
 
 def decode(
