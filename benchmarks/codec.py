@@ -3,7 +3,7 @@
     python -m benchmarks.codec --item=text --input=FILE --run=runs/text --portable=text.npz --output=codec.json
 
 Each file is encoded with the run (floating-point numbers) and with the portable model, and decoded here, which is timed, and
-in a process of its own. For large files --once leaves out the first, so that the time of decoding has a start of Python in it.
+in a process of its own. For large files --once leaves out the first; their decoding time has a start of Python in it.
 With --images=H,W,C its bytes after the header of a .npy file are images of that shape, and image coders see them too. The
 speed of a decoder without a cache is that of the model's forward pass over a whole window for every symbol.
 """

@@ -3,7 +3,7 @@
     python -m benchmarks.codec_plan --model=runs/english --lanes=1024,8192 --output=codec-h100.json
 
 A step of the loop gives each lane a symbol. It is no faster than the memory's traffic or its products at the rates of the
-chip, and it launches so many kernels, for each of which LAUNCH seconds are added: a guess, so the sum is one. Nothing is run.
+chip, and it launches so many kernels, for each of which LAUNCH seconds are added, a guess. Nothing is run.
 """
 
 import argparse

@@ -44,9 +44,11 @@ def shrunk(file: str, variant: str):
     sizes = {name: value for name, value in SMALL.items() if name in fields}
     if data.name.startswith("text:"):
         data = dataclasses.replace(data, name="stdlib")
-    if data.name in ("digits", "stdlib"):
+    if data.name.startswith("pixels:"):
+        data = dataclasses.replace(data, name="pixels:digits")
+    if data.name.startswith(("digits", "stdlib", "pixels:", "addition:")):
         sizes.pop("vocab_size", None)
-        if data.name == "stdlib":
+        if data.name.startswith(("stdlib", "pixels:")):
             sizes["num_positions"] = 64
     elif isinstance(model, models.TokenConfig):
         data = dataclasses.replace(data, image_size=8, palette="palette.npy")
