@@ -111,11 +111,11 @@ def imagenet64_xl() -> Config:
 def channels() -> Config:
     """Two rows of 32 pixels: a byte sees the pixel to its left and the one above. For some minutes of two cores."""
     return Config(
-        model=models.IGPTConfig(vocab_size=256, num_positions=192, dim=64, depth=3, heads=4),
+        model=models.IGPTConfig(vocab_size=256, num_positions=192, dim=48, depth=2, heads=3),
         task="autoregressive",
         batch_size=16,
         label_smoothing=0.0,
-        total=steps(1500),
+        total=steps(4000),
         data=DataConfig(name="pixels:tfds:cifar10"),
         optimizer=AdamW(lr=3e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0),
     )
@@ -123,7 +123,7 @@ def channels() -> Config:
 
 def channels_crate() -> Config:
     """Its twin of as many products per byte: CRATE's layer has 3 d² of them, a transformer's 12 d²."""
-    model = models.CRATEGPTConfig(vocab_size=256, num_positions=192, dim=128, depth=3, heads=4, head_dim=32)
+    model = models.CRATEGPTConfig(vocab_size=256, num_positions=192, dim=96, depth=2, heads=3, head_dim=32)
     return dataclasses.replace(channels(), model=model)
 
 

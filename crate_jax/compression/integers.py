@@ -41,6 +41,8 @@ ROOT_FIRST, ROOT_LAST, ROOT_STEP = 1 << 14, 1 << 16, 16
 UNIT_BITS = 26
 # σ(1.702 x) for x from −8 to 8.
 SIGMOID_LENGTH = 4096
+# Terms of one reduction, see `_grouped`.
+GROUP = 16
 
 Table = dict[str, np.ndarray]
 
@@ -100,9 +102,28 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return 128 * high + low
 
 
-def _sum(x: jax.Array) -> jax.Array:
-    """Over the last axis, which stays; in int32 where jax has 64 bits too."""
-    return jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.int32)
+def _sum(x: jax.Array, axis: int = -1) -> jax.Array:
+    """Over an axis, which stays; in int32 where jax has 64 bits too."""
+    grouped, axes = _grouped(x, axis)
+    return jnp.expand_dims(jnp.sum(grouped, axis=axes, dtype=jnp.int32), axis)
+
+
+def _max(x: jax.Array, axis: int = -1) -> jax.Array:
+    """Over an axis, which stays."""
+    grouped, axes = _grouped(x, axis)
+    return jnp.expand_dims(jnp.max(grouped, axis=axes), axis)
+
+
+def _grouped(x: jax.Array, axis: int) -> tuple[jax.Array, tuple[int, int]]:
+    """x with an axis split in two, the second of at most GROUP, and their numbers.
+
+    XLA computes longer reductions on a processor through windows, which are several times as slow.
+    """
+    axis %= x.ndim
+    length = x.shape[axis]
+    size = max(size for size in range(1, GROUP + 1) if length % size == 0)
+    shape = *x.shape[:axis], length // size, size, *x.shape[axis + 1 :]
+    return x.reshape(shape), (axis, axis + 1)
 
 
 def _bit_length(x: jax.Array) -> jax.Array:
@@ -117,7 +138,7 @@ def unit(x: jax.Array, roots: jax.Array, eps: jax.Array, *, centred: bool) -> ja
     if centred:
         x = x - (2 * _sum(x) + width) // (2 * width)
     # The largest entry gets 14 bits, fewer if it is tiny.
-    drop = jnp.maximum(_bit_length(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) - 14, -4)
+    drop = jnp.maximum(_bit_length(_max(jnp.abs(x))) - 14, -4)
     x = shifted(x, drop)
     squares = _sum(jnp.square((x + 8) >> 4))
     squares = jnp.maximum(squares + (eps >> (2 * (drop + 4))), 1)
@@ -151,16 +172,15 @@ def attend(
     Returns:
       int32 `[b, h, p]`, the mean of the values with 7 more bits after the point.
     """
-    row = jnp.transpose(saturate(query, FACTOR_BITS), (1, 2, 0))
+    # What is behind a barrier is computed once, not again for each position or feature that it meets.
+    row = jax.lax.optimization_barrier(jnp.transpose(saturate(query, FACTOR_BITS), (1, 2, 0)))
     scores = jnp.sum(row[:, None] * keys.astype(jnp.int32), axis=2, dtype=jnp.int32)
     seen = (jnp.arange(keys.shape[1]) <= position)[:, None]
-    top = jnp.max(jnp.where(seen, scores, jnp.iinfo(jnp.int32).min), axis=1, keepdims=True)
+    top = _max(jnp.where(seen, scores, jnp.iinfo(jnp.int32).min), 1)
     scale = Scale(*(part[..., None] for part in scale))
     below = jnp.clip(scaled(jnp.where(seen, top - scores, 0), scale), 0, EXP_LENGTH - 1)
-    # Looked up once for each weight, not again for each feature that it goes into.
     weight = jax.lax.optimization_barrier(jnp.where(seen, weights[below].astype(jnp.int32), 0))
-    total = jnp.sum(weight, axis=1, keepdims=True, dtype=jnp.int32)
-    mixed = jnp.sum(weight[:, :, None] * values.astype(jnp.int32), axis=1, dtype=jnp.int32)
+    total, mixed = _sum(weight, 1), _sum(weight[:, :, None] * values.astype(jnp.int32), 1)[:, 0]
     whole = mixed // total
     return jnp.transpose(128 * whole + 128 * (mixed - whole * total) // total, (2, 0, 1))
 
@@ -170,7 +190,7 @@ def frequencies(logits: jax.Array, symbols: jax.Array) -> jax.Array:
 
     What rounding leaves over or takes too much is the likeliest symbol's.
     """
-    below = jnp.max(logits, axis=-1, keepdims=True) - logits
+    below = _max(logits) - logits
     weight = symbols[jnp.minimum(below, EXP_LENGTH - 1)]
     total = _sum(weight)
     # weight · TOTAL / total, by the reciprocal of the 16 leading bits of the total.

@@ -274,6 +274,13 @@ def test_models_without_integers_are_named(changes, message):
         quantise.check(models.CRATEGPTConfig(**changes))
 
 
+def test_a_newer_model_file_is_named(tmp_path):
+    about = {"format": portable.FORMAT, "version": portable.VERSION + 1}
+    np.savez(tmp_path / "x.npz", description=np.frombuffer(json.dumps(about).encode(), np.uint8))
+    with pytest.raises(InputError, match="x has version 2; accepted: 1"):
+        portable.load((tmp_path / "x.npz").read_bytes(), "x")
+
+
 def test_a_model_file_that_is_none(integer_model, tmp_path):
     for data in (b"", b"PK\x03\x04", b"\0" * 100):
         with pytest.raises(InputError, match="x is no portable model"):
