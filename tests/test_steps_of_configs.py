@@ -45,7 +45,11 @@ def shrunk(file: str, variant: str):
     if data.name.startswith("text:"):
         data = dataclasses.replace(data, name="stdlib")
     made = data.name.split(":")[0]
-    if made in ("digits", "stdlib", "addition"):  # of which the vocabulary follows, and of sums the length too
+    if made in (
+        "digits",
+        "stdlib",
+        "addition",
+    ):  # of which the vocabulary follows, and of sums the length too
         sizes.pop("vocab_size", None)
         if made == "stdlib":
             sizes["num_positions"] = 64
