@@ -46,9 +46,11 @@ def shrunk(file: str, variant: str):
         data = dataclasses.replace(data, name="stdlib")
     if data.name.startswith("pixels:"):
         data = dataclasses.replace(data, name="pixels:digits")
-    if data.name.startswith(("digits", "stdlib", "pixels:", "addition:")):
+    made = data.name.split(":")[0]
+    # Data of which the vocabulary follows, and of sums the length too.
+    if made in ("digits", "stdlib", "pixels", "addition"):
         sizes.pop("vocab_size", None)
-        if data.name.startswith(("stdlib", "pixels:")):
+        if made in ("stdlib", "pixels"):
             sizes["num_positions"] = 64
     elif isinstance(model, models.TokenConfig):
         data = dataclasses.replace(data, image_size=8, palette="palette.npy")
