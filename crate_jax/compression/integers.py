@@ -41,7 +41,7 @@ ROOT_FIRST, ROOT_LAST, ROOT_STEP = 1 << 14, 1 << 16, 16
 UNIT_BITS = 26
 # σ(1.702 x) for x from −8 to 8.
 SIGMOID_LENGTH = 4096
-# Terms of one reduction, see `_grouped`.
+# On a processor: terms of one reduction, and positions of a block of attention.
 GROUP = 16
 
 Table = dict[str, np.ndarray]
@@ -172,17 +172,56 @@ def attend(
     Returns:
       int32 `[b, h, p]`, the mean of the values with 7 more bits after the point.
     """
-    # What is behind a barrier is computed once, not again for each position or feature that it meets.
-    row = jax.lax.optimization_barrier(jnp.transpose(saturate(query, FACTOR_BITS), (1, 2, 0)))
-    scores = jnp.sum(row[:, None] * keys.astype(jnp.int32), axis=2, dtype=jnp.int32)
-    seen = (jnp.arange(keys.shape[1]) <= position)[:, None]
-    top = _max(jnp.where(seen, scores, jnp.iinfo(jnp.int32).min), 1)
+    heads, length, width, lanes = keys.shape
+    size = _block(length)
     scale = Scale(*(part[..., None] for part in scale))
-    below = jnp.clip(scaled(jnp.where(seen, top - scores, 0), scale), 0, EXP_LENGTH - 1)
-    weight = jax.lax.optimization_barrier(jnp.where(seen, weights[below].astype(jnp.int32), 0))
-    total, mixed = _sum(weight, 1), _sum(weight[:, :, None] * values.astype(jnp.int32), 1)[:, 0]
+    row = jax.lax.optimization_barrier(jnp.transpose(saturate(query, FACTOR_BITS), (1, 2, 0)))
+    lowest = jnp.iinfo(jnp.int32).min
+
+    def part(x: jax.Array, block: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, size * block, size, axis=1)
+
+    def seen(block: jax.Array) -> jax.Array:
+        return (size * block + jnp.arange(size) <= position)[:, None]
+
+    def score(block, carried):
+        scores, top = carried
+        found = jnp.sum(row[:, None] * part(keys, block).astype(jnp.int32), axis=2, dtype=jnp.int32)
+        found = jnp.where(seen(block), found, lowest)
+        scores = jax.lax.dynamic_update_slice_in_dim(scores, found, size * block, axis=1)
+        return scores, jnp.maximum(top, jnp.max(found, axis=1, keepdims=True))
+
+    def mix(block, carried):
+        total, mixed = carried
+        below = jnp.where(seen(block), top - part(scores, block), 0)
+        weight = weights[jnp.clip(scaled(below, scale), 0, EXP_LENGTH - 1)].astype(jnp.int32)
+        # Behind the barrier a weight is looked up once, not again for each feature.
+        weight = jax.lax.optimization_barrier(jnp.where(seen(block), weight, 0))
+        product = weight[:, :, None] * part(values, block).astype(jnp.int32)
+        total = total + jnp.sum(weight, axis=1, keepdims=True, dtype=jnp.int32)
+        return total, mixed + jnp.sum(product, axis=1, dtype=jnp.int32)
+
+    def over_blocks(body, *start):
+        if size == length:
+            return body(jnp.int32(0), start)
+        return jax.lax.fori_loop(0, position // size + 1, body, start)
+
+    one = (heads, 1, lanes)
+    scores, top = over_blocks(
+        score, jnp.zeros((heads, length, lanes), jnp.int32), jnp.full(one, lowest, jnp.int32)
+    )
+    total, mixed = over_blocks(mix, jnp.zeros(one, jnp.int32), jnp.zeros((heads, width, lanes), jnp.int32))
     whole = mixed // total
     return jnp.transpose(128 * whole + 128 * (mixed - whole * total) // total, (2, 0, 1))
+
+
+def _block(length: int) -> int:
+    """Positions that attention takes at a time: few on a processor, which skips what comes later; elsewhere all, since
+    a loop costs more than it saves there. The numbers are the same.
+    """
+    if jax.default_backend() != "cpu":
+        return length
+    return max(size for size in range(1, GROUP + 1) if length % size == 0)
 
 
 def frequencies(logits: jax.Array, symbols: jax.Array) -> jax.Array:

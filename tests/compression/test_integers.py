@@ -127,6 +127,20 @@ def test_attention_does_not_see_what_comes_later():
     np.testing.assert_array_equal(first, second)
 
 
+def test_attention_in_blocks_is_attention_at_once(monkeypatch):
+    """On a processor positions come in blocks, elsewhere not: codes must be the same."""
+    rng = np.random.default_rng(3)
+    query = jnp.array(rng.integers(-9000, 9000, (3, 2, 8)), jnp.int32)
+    keys, values = jnp.array(rng.integers(-127, 128, (2, 2, 64, 8, 3)), jnp.int8)
+    scale = integers.make_scale(np.full((2, 1), 1e-3))
+    inputs = [(query, keys, values, jnp.int32(i), scale, TABLES["weights"]) for i in (0, 15, 16, 37, 63)]
+    assert integers._block(64) == 16
+    blocks = [attend(*each) for each in inputs]
+    monkeypatch.setattr(integers, "_block", lambda length: length)
+    at_once = jax.jit(lambda *each: integers.attend(*each))
+    np.testing.assert_array_equal(blocks, [at_once(*each) for each in inputs])
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 17, 256, integers.MAX_VOCAB]), st.floats(0, 20))
 @settings(max_examples=30, deadline=None)
 def test_frequencies_are_a_distribution_near_to_softmax(seed, vocab, spread):
