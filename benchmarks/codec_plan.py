@@ -9,6 +9,8 @@ chip, and it launches so many kernels, for each of which LAUNCH seconds are adde
 import argparse
 import json
 import os
+import re
+from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -20,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks.codec import record
 from crate_jax.compress import open_predictor
 from crate_jax.compression import lanes, rans
-from crate_jax.planning import topology, traffic
+from crate_jax.planning import hlo, topology, traffic
 
 MACHINE = "h100:1"
 # Between two kernels of a loop, with its part of reading the condition on the host.
@@ -60,27 +62,40 @@ def predict(predictor, count: int, machine: topology.Topology) -> dict:
     data = shaped(count, rans.BYTES_PER_SYMBOL * window, dtype=np.uint8)
     arguments = params, shaped(count, window), shaped(), shaped(), shaped(count), reader, data
     compiled = lanes._compile(predictor, count).trace(*arguments).lower().compile()
-    # Of the loop, whose number of steps is not in the program, one step is counted, beside what surrounds it.
-    moved = traffic.moved(compiled.as_text())
-    kernels = sum(times for _, times, _ in moved.kinds)
+    runs, sizes = per_step(compiled.as_text(), window)
+    moved, kernels = sum(sizes.values()), sum(runs.values())
     flops = 2 * count * sum(np.size(leaf) for leaf in jax.tree.leaves(predictor.params) if np.ndim(leaf) > 1)
-    memory, products = moved.bytes / machine.chip.reachable_bandwidth, flops / FLOAT32_FLOPS
+    memory, products = moved / machine.chip.reachable_bandwidth, flops / FLOAT32_FLOPS
     step = max(memory, products) + kernels * LAUNCH
     return {
         "lanes": count,
         "window": window,
         "context": predictor.context,
-        "bytes per step": moved.bytes,
-        "kernels per step": kernels,
-        "flops per step, at most": flops,
+        "gigabytes per step": moved / 1e9,
+        "kernels per step": round(kernels),
+        "gigaflops per step, at most": flops / 1e9,
         "milliseconds of memory": 1e3 * memory,
         "milliseconds of products": 1e3 * products,
         "milliseconds of launches, at 5 µs": 1e3 * kernels * LAUNCH,
         "predicted MB/s of decoding": coded / window * count / step / 1e6,
         "MB/s without launches": coded / window * count / max(memory, products) / 1e6,
         "predicted MB/s of encoding": coded / window * count / step / 2e6,
-        "largest": moved.kinds[:6],
+        "milliseconds per step": 1e3 * step,
     }
+
+
+def per_step(text: str, window: int) -> tuple[Counter, Counter]:
+    """How often instructions of each kind run in a step of the loop and the bytes that they move, each with a step's share of
+    what surrounds the loop. The program does not say how many steps there are.
+    """
+    module = hlo.parse(text)
+    (loop,) = (found for found in module.computations[module.entry] if found.opcode == "while")
+    (body,) = re.findall(r"\bbody=%?([\w.\-]+)", loop.attributes)
+    whole, once = (traffic._computation(name, module, False) for name in (module.entry, body))
+    return tuple(
+        Counter({kind: inside[kind] + (every[kind] - inside[kind]) / window for kind in every})
+        for every, inside in zip(whole, once, strict=True)
+    )
 
 
 if __name__ == "__main__":
