@@ -85,8 +85,8 @@ def predict(predictor, count: int, machine: topology.Topology) -> dict:
 
 
 def per_step(text: str, window: int) -> tuple[Counter, Counter]:
-    """How often instructions of each kind run in a step of the loop and the bytes that they move, each with a step's share of
-    what surrounds the loop. The program does not say how many steps there are.
+    """How often instructions of each kind run in a step of the loop and the bytes that they move, each with a step's share
+    of what surrounds the loop. The program does not say how many steps there are.
     """
     module = hlo.parse(text)
     (loop,) = (found for found in module.computations[module.entry] if found.opcode == "while")
