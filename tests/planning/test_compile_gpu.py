@@ -1,0 +1,109 @@
+"""CRATE-T's training step compiled for an H100 that is not here. Skipped without its compiler, which `plan` names."""
+
+import importlib.util
+import json
+import subprocess
+from typing import NamedTuple
+
+import pytest
+from conftest import ROOT, command, environment
+
+from crate_jax.planning import hlo, traffic
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("jax_cuda13_plugin") is None, reason="jax-cuda13-plugin is not installed"
+    ),
+]
+
+BATCH, TOKENS, DIM, DEPTH = 64, 197, 384, 12
+# Entries of the residual stream; its bytes in bfloat16 are one pass.
+STREAM = BATCH * TOKENS * DIM
+
+
+class Step(NamedTuple):
+    """A compiled step: what `plan` says of it, and the instructions of its program that are no names."""
+
+    plan: dict
+    instructions: list[hlo.Instruction]
+
+
+def compiled(folder, *flags: str) -> Step:
+    file = folder / "program.txt"
+    done = subprocess.run(
+        [
+            *command("plan"),
+            "--config=configs/crate.py:tiny",
+            f"--config.batch_size={BATCH}",
+            "--topology=h100:1",
+            f"--program={file}",
+            "--json",
+            *flags,
+        ],
+        cwd=ROOT,
+        # The other tests' setting is one of the compiler's on every platform.
+        env={**environment(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    module = hlo.parse(file.read_text())
+    instructions = [one for one in module.computations[module.entry] if one.opcode not in traffic.FREE]
+    return Step(json.loads(done.stdout), instructions)
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("step"))
+
+
+def entries(shape: str, dtype: str) -> list[int]:
+    """Sizes of the arrays of a type in a shape."""
+    return [
+        size // (hlo.BITS[dtype] // 8) for text, size in hlo.shapes(shape) if text.startswith(f"{dtype}[")
+    ]
+
+
+def test_attention_is_cudnns(step):
+    kinds = [traffic.kind(one) for one in step.instructions]
+    # The last layer takes the class token alone, which is one query.
+    assert kinds.count("__cudnn$fmhaSoftmax") == kinds.count("__cudnn$fmhaSoftmaxBackward") == DEPTH - 1
+
+
+def test_matmul_flops(step):
+    """Three products of d² for each token and layer, forward and twice backward, and attention's: two forward, four back.
+
+    Of the last layer the class token needs one of the former for all tokens and few of the latter; embedding, head, and the
+    products of d³ that make one matrix of ISTA's two are less than a tenth.
+    """
+    tokens = BATCH * TOKENS
+    layers = (DEPTH - 1) * tokens * (3 * 3 * 2 * DIM**2 + 6 * 2 * TOKENS * DIM)
+    assert layers < step.plan["flops_per_step"] < 1.1 * layers
+
+
+def test_bytes_moved(step):
+    """Counted operation by operation a layer makes 41 passes over the residual stream; here all that a step moves is less
+    than 1.9 times as much, parameters, optimiser, embedding and head included.
+    """
+    assert 41 * DEPTH * 2 * STREAM < step.plan["moved_bytes"] < 1.9 * 41 * DEPTH * 2 * STREAM
+    # Of a layer are kept: its input, W, the heads' output, the tokens in between, both normed, and the result.
+    assert step.plan["temp_bytes"] < 8 * DEPTH * 2 * STREAM
+
+
+def test_nothing_as_large_as_the_residual_stream_is_written_in_float32(step):
+    wide = [one.name for one in step.instructions if max(entries(one.shape, "f32"), default=0) >= STREAM]
+    assert wide == []
+
+
+def test_no_transposes_between_layers(step):
+    """One as large as the residual stream in the whole step, where the last layer's gradients of W are added up."""
+    large = [
+        one.name
+        for one in step.instructions
+        if max(entries(one.shape, "bf16"), default=0) >= STREAM
+        and ("transpose" in one.name or one.opcode in ("copy", "transpose"))
+    ]
+    assert len(large) <= 1, large
