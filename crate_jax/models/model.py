@@ -48,8 +48,9 @@ class Model(Generic[ConfigT]):
       build: `build(config, rngs)` returns the `nnx.Module`.
       readings: what can be measured in each layer, as a function to pass as `trace=`; None when the layers' meaning is
         not known (a black box). Kept as `model.readings`.
-      platform: of the devices that the model will run on. What `auto` in the configuration becomes there is kept as
-        `model.resolved`, of which the module is built (see `config.resolve`).
+      platform, deterministic: of the devices that the model will run on, and whether it must give the same bits every time.
+        What `auto` in the configuration becomes there is kept as `model.resolved`, of which the module is built (see
+        `config.resolve`).
     """
 
     def __init__(
@@ -58,8 +59,11 @@ class Model(Generic[ConfigT]):
         build: Callable[[Any, nnx.Rngs], Module],
         readings: Callable[[dict], dict] | None = None,
         platform: str | None = None,
+        *,
+        deterministic: bool = False,
     ):
-        self.config, self.resolved, self.readings = config, resolve(config, platform), readings
+        self.config, self.readings = config, readings
+        self.resolved = resolve(config, platform, deterministic=deterministic)
         self._build = build
         # Shapes only: no parameter is allocated until `init`.
         self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(self.resolved, nnx.Rngs(params=0))))
