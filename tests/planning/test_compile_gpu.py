@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 from typing import NamedTuple
 
@@ -23,23 +24,37 @@ STREAM = BATCH * TOKENS * DIM
 
 
 class Step(NamedTuple):
-    """A compiled step: what `plan` says of it, and the instructions of its program that are no names."""
+    """A compiled step: what `plan` says of it, its program, and the instructions of that which do something."""
 
     plan: dict
+    program: str
     instructions: list[hlo.Instruction]
 
+    @property
+    def optimiser_bytes(self) -> int:
+        """Moved by what comes from the training step but not from the loss and its gradients, nor from their norm."""
+        functions = hlo.functions(self.program)
 
-def compiled(folder, *flags: str) -> Step:
+        def label(instruction):
+            frame = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+            names = " ".join(functions[int(frame[1]) if frame else 0])
+            return "optimiser" if "train_step" in names and not re.search("loss|tree_norm", names) else "rest"
+
+        return sum(
+            size for name, _, size in traffic.moved(self.program, by=label).kinds if name == "optimiser"
+        )
+
+
+def compiled(folder, config: str, **changes) -> Step:
     file = folder / "program.txt"
     done = subprocess.run(
         [
             *command("plan"),
-            "--config=configs/crate.py:tiny",
-            f"--config.batch_size={BATCH}",
+            f"--config={config}",
             "--topology=h100:1",
             f"--program={file}",
             "--json",
-            *flags,
+            *(f"--config.{key}={value}" for key, value in changes.items()),
         ],
         cwd=ROOT,
         # The other tests' setting is one of the compiler's on every platform.
@@ -50,14 +65,14 @@ def compiled(folder, *flags: str) -> Step:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    module = hlo.parse(file.read_text())
+    module = hlo.parse(program := file.read_text())
     instructions = [one for one in module.computations[module.entry] if one.opcode not in traffic.FREE]
-    return Step(json.loads(done.stdout), instructions)
+    return Step(json.loads(done.stdout), program, instructions)
 
 
 @pytest.fixture(scope="module")
 def step(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("step"))
+    return compiled(tmp_path_factory.mktemp("step"), "configs/crate.py:tiny", batch_size=BATCH)
 
 
 def entries(shape: str, dtype: str) -> list[int]:
@@ -107,3 +122,23 @@ def test_no_transposes_between_layers(step):
         and ("transpose" in one.name or one.opcode in ("copy", "transpose"))
     ]
     assert len(large) <= 1, large
+
+
+def test_lion_passes_over_memory_once(step):
+    """Parameters, momentum and gradients are read once and the former two written: five numbers of at most four bytes."""
+    assert 4 * 4 * step.plan["num_params"] < step.optimiser_bytes <= 5 * 4 * step.plan["num_params"]
+
+
+def test_a_momentum_in_bfloat16_is_two_bytes_less_to_read_and_to_write(tmp_path):
+    changes = {"optimizer.momentum_dtype": "bfloat16", "model.depth": 2, "batch_size": BATCH}
+    step = compiled(tmp_path, "configs/crate.py:tiny", **changes)
+    assert step.optimiser_bytes <= 4 * 4 * step.plan["num_params"]
+
+
+def test_a_deterministic_step_has_no_kernel_that_is_not(tmp_path):
+    """Of iGPT, whose gradient adds up the embeddings of equal tokens: sorted first, so that no two are written at once."""
+    changes = {"deterministic": True, "model.depth": 2, "batch_size": 8}
+    program = compiled(tmp_path, "configs/igpt.py:imagenet32_s", **changes).program
+    assert "__cudnn" not in program
+    scatters = re.findall(r" scatter\(.*", program)
+    assert scatters and all("unique_indices=true" in one for one in scatters)
