@@ -198,9 +198,10 @@ def resolve_kernel(
         deterministic where that is asked for.
     """
     if name == "auto":
-        kernel = AUTO.get(platform, "xla")
-        fits = dtype in KERNELS[kernel].dtypes and head_dim % KERNELS[kernel].unit == 0
-        return kernel if fits and KERNELS[kernel].deterministic >= deterministic else "xla"
+        name = AUTO.get(platform, "xla")
+        kernel = KERNELS[name]
+        fits = dtype in kernel.dtypes and head_dim % kernel.unit == 0
+        return name if fits and kernel.deterministic >= deterministic else "xla"
     one_of("model.attention_kernel", name, ("auto", *KERNELS))
     if platform not in KERNELS[name].platforms:
         running = [other for other, kernel in KERNELS.items() if platform in kernel.platforms]
