@@ -65,8 +65,16 @@ class State(NamedTuple):
 
 
 def start(model: Model[TokenConfig], batch_size: int) -> State:
-    """The state before the first token."""
-    return State(0, jnp.zeros(batch_size, jnp.int32), model.init_cache(batch_size))
+    """The state before the first token, placed on the mesh in context."""
+
+    # Jitted, so that the arrays are placed just as the program returns them: otherwise it would be compiled again for the
+    # second call.
+    @jax.jit
+    def empty():
+        cache = jax.tree.map(lambda x: constrain(x, "cache/"), model.init_cache(batch_size))
+        return constrain(jnp.zeros(batch_size, jnp.int32), "batch/"), cache
+
+    return State(0, *empty())
 
 
 def make_sampler(

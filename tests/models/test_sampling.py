@@ -8,6 +8,7 @@ import pytest
 from crate_jax import InputError, models
 from crate_jax.models import decoding
 from crate_jax.models.sampling import SamplingParams, make_program, make_sampler, start
+from crate_jax.parallel.sharding import MeshConfig, make_mesh
 
 # Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 in another order.
 PROBABILITIES = np.array([0.125, 0.5, 0.0625, 0.25, 0.0625])
@@ -115,6 +116,10 @@ def test_one_program_draws_what_one_for_each_length_of_the_cache_draws(model, mo
 
     found, cache = draw(lambda end: one)
     assert one._cache_size() == 1
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        one = make_program(model[0], 2, SamplingParams(), decoding.rooms(model[0], 2))
+        np.testing.assert_array_equal(draw(lambda end: one)[0], found)
+        assert one._cache_size() == 1
     wanted, wanted_cache = draw(lambda end: several[-(-end // 3) * 3])
     np.testing.assert_array_equal(found, wanted)
     jax.tree.map(np.testing.assert_array_equal, cache, wanted_cache)
