@@ -139,9 +139,10 @@ def nightly(count: int = 5) -> bool:
         metric = "accuracy" if "accuracy" in before else "loss"
         far, most = abs(after[metric] - before[metric]), allowed(metric, before)
         good &= far <= most
+        verdict = "good" if far <= most else "TOO FAR"
         print(
             f"{name}, {title}, seed {seed}: {metric} {before[metric]:.4f} then, {after[metric]:.4f} now, {far:.4f} apart, "
-            f"{most:.4f} allowed: {'good' if far <= most else 'TOO FAR'}; {seconds:.0f} s then, {after['seconds']:.0f} s now",
+            f"{most:.4f} allowed: {verdict}; {seconds:.0f} s then, {after['seconds']:.0f} s now",
             flush=True,
         )
     return good
