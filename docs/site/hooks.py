@@ -3,8 +3,10 @@
 All of it is made from files of this folder; nothing is imported from the package.
 """
 
+import ast
 import json
 import re
+import textwrap
 import tomllib
 from html import escape
 from pathlib import Path
@@ -33,23 +35,45 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Objectives with their equations; links to files beside docs/ become their names."""
+    """Objectives with their equations; notebooks and folders are linked as pages, files beside docs/ become their names."""
     markdown = markdown.replace(MARK, objectives()) if MARK in markdown else markdown
-    return re.sub(r"\[([^\]\n]+)\]\((?:\.\./)+(?!docs/)[^)]*\)", r"\1", markdown)
+    return re.sub(
+        r"\[([^\]\n]+)\]\(([^)\s]+)\)", lambda match: linked(match, Path(page.file.src_uri).parent), markdown
+    )
+
+
+def linked(match: re.Match, folder: Path) -> str:
+    """A link of a page in `folder` as the site has it."""
+    text, target = match.groups()
+    if target.endswith(".ipynb"):
+        return f"[{text}](notebooks/{target.removesuffix('.ipynb')}.md)"
+    if target == "results/":
+        return f"[{text}](all-results.md)"
+    outside = not (DOCS / folder / target).resolve().is_relative_to(DOCS.resolve())
+    return text if outside and "://" not in target else match.group()
 
 
 def objectives() -> str:
     """A heading, the equation as MathML and the docstring of each function."""
     equations = tomllib.loads((DOCS / "equations.toml").read_text(encoding="utf-8"))
+    modules = homes(DOCS.parent / "crate_jax" / "objectives" / "__init__.py")
     parts = []
     for name, latex in equations.items():
         mathml = convert(latex, display="block").replace("\n", "")
         parts.append(
             f'## {name}\n\n<div class="equation">{mathml}</div>\n\n'
-            f"::: crate_jax.objectives.{name}\n    options:\n      show_root_heading: false\n"
+            f"::: {modules[name]}.{name}\n    options:\n      show_root_heading: false\n"
             "      show_root_toc_entry: false\n"
         )
     return "\n".join(parts)
+
+
+def homes(init: Path) -> dict[str, str]:
+    """Name → the module that a package's `__init__` takes it from; some modules are called like a function in them."""
+    imports = [
+        node for node in ast.parse(init.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)
+    ]
+    return {alias.name: node.module for node in imports for alias in node.names}
 
 
 def mentions(page: Path, name: str) -> bool:
@@ -67,13 +91,19 @@ def words(value) -> str:
     return "not recorded" if value is None else str(value).replace("|", "\\|")
 
 
+def code(text: str) -> str:
+    """As code in a cell of a table."""
+    return f"`{text.replace('`', '')}`"
+
+
 def overview(results: dict, named: dict) -> str:
     """One row for each file of results."""
-    rows = [
-        f"| [{name}](results/{name}.md) | {', '.join(f'[{page.stem}]({page.name})' for page in named[name]) or 'README'} "
-        f"| {str(record['date'])[:10]} | `{words(record['command'])[:90]}` |"
-        for name, record in results.items()
-    ]
+    rows = []
+    for name, record in results.items():
+        where = ", ".join(f"[{page.stem}]({page.name})" for page in named[name]) or "README"
+        command = code(textwrap.shorten(words(record["command"]), 100, placeholder=" …"))
+        date = str(record["date"])[:10].replace("-", "\N{NON-BREAKING HYPHEN}")
+        rows.append(f"| [{name}](results/{name}.md) | {where} | {date} | {command} |")
     head = (
         "# Every result file\n\nEach number on these pages stands in one of these files, which say how it was made; "
         "`python docs/check_numbers.py`, a test, compares them. `python -m benchmarks.results --nightly` trains the five "
@@ -86,7 +116,7 @@ def result(name: str, record: dict, pages: list[Path]) -> str:
     """The page of one file: how it was made, and its values as they are."""
     keys = ("command", "commit", "date", "seed", "machine", "seconds", "versions", "source")
     said = {key: words(record[key]) for key in keys if key in record}
-    rows = [f"| {key} | {f'`{value}`' if key == 'command' else value} |" for key, value in said.items()]
+    rows = [f"| {key} | {code(value) if key == 'command' else value} |" for key, value in said.items()]
     where = ", ".join(f"[{page.stem}](../{page.name})" for page in pages) or "the README"
     values = json.dumps(record["values"], indent=1, ensure_ascii=False)
     return (
