@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 from conftest import ROOT
 
@@ -82,6 +84,14 @@ def test_words_are_spelled_right():
         pytest.skip("no codespell: pip install 'crate_jax[docs]'")
     done = subprocess.run([program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["objectives", "inside", "compress"])
+def test_notebooks_run(name):
+    notebook = nbformat.read(DOCS / f"{name}.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(ROOT)}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
 
 
 @pytest.mark.slow

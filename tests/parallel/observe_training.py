@@ -28,7 +28,7 @@ CHANGES = {
     "model.depth": 2,
     "model.heads": 2,
     "model.head_dim": 16,
-    "total_steps": 450,
+    "total_steps": 300,
     "optimizer.lr": 2e-3,
 }
 
