@@ -24,7 +24,7 @@ SMALL |= {"data.name": DATA, "data.train_split": "train[:64]", "optimizer.lr": 1
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("addition") / "run"
     config = load_config({**SMALL, "total_steps": 30}, "configs/addition.py")
-    return workdir, train(config, workdir, set(SMALL))
+    return workdir, train(config, workdir, set(SMALL), sections="known_entropy")
 
 
 def test_metrics_of_the_last_evaluation(trained):
