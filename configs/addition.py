@@ -21,7 +21,6 @@ Variants (--config=configs/addition.py:VARIANT):
     two_digits_finite
                      no more than 1,000 pairs: what is learned by heart is no help with the others. Any other number by
                      --config.data.train_split=train[:NUMBER]
-    digits5_reversed five digits, the sum written with its last digit first: the longest sums that were tried on a CPU
     digits8          the task and schedule of the demonstration github.com/yulundu/compression: eight digits, 28 symbols,
                      minGPT's gpt-mini (6 layers, 6 heads, width 192), batch 512, AdamW(0.9, 0.98) at a constant 1e-3. For a
                      GPU; not run here. digits8_crate, digits8_reversed and digits8_crate_reversed likewise
@@ -68,11 +67,6 @@ def crate(config: Config) -> Config:
     shared = {field.name: getattr(model, field.name) for field in dataclasses.fields(models.TokenConfig)}
     wider = {"family": "crate_gpt", "dim": 2 * model.dim, "head_dim": 2 * model.head_dim}
     return dataclasses.replace(config, model=models.CRATEGPTConfig(**{**shared, **wider}))
-
-
-def digits5_reversed() -> Config:
-    config = gpt("addition:digits=5,reversed=true")
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_positions=19))
 
 
 def two_digits(dim: int = 32, depth: int = 2) -> Config:
@@ -123,7 +117,6 @@ def get_config(variant="gpt"):
             "two_digits": two_digits,
             "two_digits_dropout": lambda: dropout(two_digits()),
             "two_digits_finite": lambda: finite(two_digits()),
-            "digits5_reversed": digits5_reversed,
             "digits8": digits8,
             "digits8_reversed": lambda: digits8(eight_reversed),
             "digits8_crate": lambda: crate(digits8()),
