@@ -173,7 +173,7 @@ def attend(
       int32 `[b, h, p]`, the mean of the values with 7 more bits after the point.
     """
     heads, length, width, lanes = keys.shape
-    size = _block(length)
+    size = _block(length, lanes)
     scale = Scale(*(part[..., None] for part in scale))
     row = jax.lax.optimization_barrier(jnp.transpose(saturate(query, FACTOR_BITS), (1, 2, 0)))
     lowest = jnp.iinfo(jnp.int32).min
@@ -215,11 +215,11 @@ def attend(
     return jnp.transpose(128 * whole + 128 * (mixed - whole * total) // total, (2, 0, 1))
 
 
-def _block(length: int) -> int:
-    """Positions that attention takes at a time: few on a processor, which skips what comes later; elsewhere all, since
-    a loop costs more than it saves there. The numbers are the same.
+def _block(length: int, lanes: int) -> int:
+    """Positions that attention takes at a time: few on a processor, which skips what comes later; elsewhere, and for one
+    or two lanes, all, since a loop costs more than it saves. The numbers are the same.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or lanes < 3:
         return length
     return max(size for size in range(1, GROUP + 1) if length % size == 0)
 

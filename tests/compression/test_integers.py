@@ -134,9 +134,9 @@ def test_attention_in_blocks_is_attention_at_once(monkeypatch):
     keys, values = jnp.array(rng.integers(-127, 128, (2, 2, 64, 8, 3)), jnp.int8)
     scale = integers.make_scale(np.full((2, 1), 1e-3))
     inputs = [(query, keys, values, jnp.int32(i), scale, TABLES["weights"]) for i in (0, 15, 16, 37, 63)]
-    assert integers._block(64) == 16
+    assert integers._block(64, 3) == 16
     blocks = [attend(*each) for each in inputs]
-    monkeypatch.setattr(integers, "_block", lambda length: length)
+    monkeypatch.setattr(integers, "_block", lambda length, lanes: length)
     at_once = jax.jit(lambda *each: integers.attend(*each))
     np.testing.assert_array_equal(blocks, [at_once(*each) for each in inputs])
 
