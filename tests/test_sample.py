@@ -126,7 +126,8 @@ def test_an_empty_folder_is_refused(digits, tmp_path):
         call(digits, "--mode=complete", f"--input={tmp_path}")
 
 
-def test_a_run_of_another_task_is_refused():
+def test_a_run_of_another_task_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="was trained for task 'classify'; accepted: autoregressive, joint"):
         call("builtin:crate-digits")
 
