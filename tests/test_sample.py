@@ -150,6 +150,7 @@ def test_positions_and_image_size_must_agree(digits, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("variant", ["crate", "bert", "crate_bert"])
 def test_variants_learn(tmp_path, variant, optimized):
     values = train(load_config({"total_epochs": 3.0}, "configs/igpt.py", variant), tmp_path)
