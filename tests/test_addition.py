@@ -11,7 +11,6 @@ from conftest import TINY, load_config
 
 from crate_jax import InputError
 from crate_jax.analysis import excess
-from crate_jax.models import decoding
 from crate_jax.train import train
 from crate_jax.training.opening import open_run
 
@@ -51,7 +50,7 @@ def test_an_exact_match_is_what_greedy_decoding_writes(trained):
     source = run.data.source("test")
     tokens = np.stack([source[i]["tokens"] for i in range(len(source))]).astype(np.int32)
     decode = run.model.decoder(params)
-    cache, previous = decoding.init_cache(run.model, len(tokens)), jnp.zeros(len(tokens), jnp.int32)
+    cache, previous = run.model.init_cache(len(tokens)), jnp.zeros(len(tokens), jnp.int32)
     written = []
     for position in range(tokens.shape[1]):
         logits, cache = decode(previous, cache, jnp.int32(position))
