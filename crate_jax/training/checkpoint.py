@@ -25,6 +25,8 @@ from crate_jax.training.state import TrainState
 NO_SCORE = float("-inf")
 # Names of checkpoints beside their steps.
 LATEST, BEST = "latest", "best"
+# What a disk may refuse a file for; Orbax and TensorStore pass it on as text.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # Where a run that goes on puts checkpoints that it cannot use, beside `checkpoints`.
 SET_ASIDE = "damaged"
 
@@ -56,7 +58,8 @@ class Checkpoints:
         if not self.directory.is_dir():
             return []
         names = (path.name for path in self.directory.iterdir() if path.is_dir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        # A folder called 007 is none that was saved.
+        return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint that is whole; None when there is none. Says which newer ones are not."""
@@ -225,14 +228,14 @@ class Checkpoints:
             found = error
             while not isinstance(found, OSError) and (found.__cause__ or found.__context__) is not None:
                 found = found.__cause__ or found.__context__
-            full = "No space left on device" in str(error)
-            if not full and not isinstance(found, OSError):
+            said = next((number for number in DISK_ERRORS if os.strerror(number) in str(error)), None)
+            if said is None and not isinstance(found, OSError):
                 raise
             if processes.is_first():
                 for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(left, ignore_errors=True)
-            number = errno.ENOSPC if full or not isinstance(found, OSError) else found.errno
-            raise OSError(number, os.strerror(number or errno.EIO), str(self.directory)) from error
+            number = said or getattr(found, "errno", None) or errno.EIO
+            raise OSError(number, os.strerror(number), str(self.directory)) from error
 
     def _restore(self, step: int, handler: ocp.CheckpointHandler, asked: Any) -> Any:
         """What a handler reads of a checkpoint; the files are its own, no list of checkpoints is needed."""
@@ -279,7 +282,7 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         names = (str(step), *(f"{step}-{number}" for number in range(2, 10_000)))
         name = next(name for name in names if not (folder / name).exists())
-        (self.directory / str(step)).rename(folder / name)
+        shutil.move(self.directory / str(step), folder / name)  # `checkpoints` may be a link to another disk.
         _say(f"the checkpoint of step {step} was moved to {folder / name}; remove it when it is not needed")
 
 

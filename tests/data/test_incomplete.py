@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crate_jax import InputError
-from crate_jax.data import inspect, prepare, sources, transforms
+from crate_jax.data import folders, inspect, prepare, sources, transforms
 from crate_jax.data.dataset import class_name, notes_of
 
 
@@ -173,13 +173,24 @@ def folder(root, *paths: str) -> str:
 def test_what_class_folders_leave_out_is_said(tmp_path):
     name = folder(tmp_path, *(f"{c}/{i}.png" for c in ("cow", "dog") for i in range(5)))
     assert notes_of(sources.open_dataset(name)) == ()
-    folder(tmp_path, "cat/1.jfif", "cat/2.jfif", "dog/Thumbs.db", "cow/.DS_Store", "cow/._1.png")
+    folder(
+        tmp_path,
+        "cat/1.jfif",
+        "cat/2.jfif",
+        "dog/Thumbs.db",
+        "cow/.DS_Store",
+        "cow/._1.png",
+        "cow/more/1.png",
+    )
     (tmp_path / "empty").mkdir()
+    (tmp_path / "dog" / "x.png").mkdir()
+    os.mkfifo(tmp_path / "dog" / "pipe.png")
     dataset = sources.open_dataset(name)
     assert dataset.classes == ("cow", "dog")
     assert [note.removeprefix(f"{name.replace(':', ' ')}: ") for note in dataset.notes] == [
         "class folders without images are left out (2): cat/, empty/",
-        "files without a suffix of images are left out (3): 2 .jfif, 1 .db",
+        "folders inside class folders are left out (2): cow/more/, dog/x.png/",
+        "files that are no images are left out (4): 2 .jfif, 1 .db, 1 .png",
     ]
     done = prepare.prepare(name, tmp_path.with_name("records"), num_processes=1)
     assert done.warnings == dataset.notes
@@ -195,6 +206,17 @@ def test_links_to_images_that_are_not_there(tmp_path):
         InputError, match=r"2 image files are links to what is not there, such as .*/a/6\.png"
     ):
         sources.open_dataset(name)
+
+
+def test_images_of_any_folder(tmp_path):
+    """Those in its folders too; nothing that merely has the name of one."""
+    folder(tmp_path, "1.png", "more/2.png", "more/._2.png", ".thumbnails/1.png", "notes.txt")
+    (tmp_path / "x.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    assert len(folders.unlabelled(tmp_path)) == 2
+    (tmp_path / "3.png").symlink_to("/not/mounted/3.png")
+    with pytest.raises(InputError, match=r"1 image files are links to what is not there, such as .*/3\.png"):
+        folders.unlabelled(tmp_path)
 
 
 def test_names_in_other_encodings(tmp_path):
