@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crate_jax import InputError
-from crate_jax.data import folders, inspect, prepare, sources, transforms
+from crate_jax.data import inspect, prepare, sources, transforms
 from crate_jax.data.dataset import class_name, notes_of
 
 
@@ -206,17 +206,6 @@ def test_links_to_images_that_are_not_there(tmp_path):
         InputError, match=r"2 image files are links to what is not there, such as .*/a/6\.png"
     ):
         sources.open_dataset(name)
-
-
-def test_images_of_any_folder(tmp_path):
-    """Those in its folders too; nothing that merely has the name of one."""
-    folder(tmp_path, "1.png", "more/2.png", "more/._2.png", ".thumbnails/1.png", "notes.txt")
-    (tmp_path / "x.png").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")
-    assert len(folders.unlabelled(tmp_path)) == 2
-    (tmp_path / "3.png").symlink_to("/not/mounted/3.png")
-    with pytest.raises(InputError, match=r"1 image files are links to what is not there, such as .*/3\.png"):
-        folders.unlabelled(tmp_path)
 
 
 def test_names_in_other_encodings(tmp_path):
