@@ -29,6 +29,10 @@ PARAMS = "params.safetensors"
 PROVENANCE = "provenance.json"
 # Of a model's fields those that may differ from start to start: how it is computed or how it began, not what it is.
 FREE = ("model.scan", "model.remat", "model.attention_kernel", "model.mssa_std")
+NO_CHECKPOINTS = (
+    "--workdir: {} holds the metrics of a run but no checkpoints; to start afresh give another --workdir, or move "
+    "metrics.jsonl away"
+)
 # Settings of older versions that no longer exist and never changed what a run computes.
 DROPPED = ("data.benchmark",)
 
@@ -61,10 +65,7 @@ def check(workdir: Path, config: Config, info: DatasetInfo | None = None) -> lis
             )
         return []
     if read_metrics(workdir / "metrics.jsonl") and not (workdir / "checkpoints").is_dir():
-        raise InputError(
-            f"--workdir: {workdir} holds the metrics of a run but no checkpoints; to start afresh give another --workdir, "
-            "or move metrics.jsonl away"
-        )
+        raise InputError(NO_CHECKPOINTS.format(workdir))
     before, now = _flat(read_config(workdir)), _flat(config)
     different = {
         key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)
@@ -79,6 +80,8 @@ def check(workdir: Path, config: Config, info: DatasetInfo | None = None) -> lis
             f"--workdir: {workdir} holds another run ({'; '.join(fatal)}); give another --workdir to start afresh"
         )
     changes = [*damage(workdir), *(f"{key} was {old}, is {new}" for key, (old, new) in different.items())]
+    if has_checkpoints(workdir) and not (workdir / "metrics.jsonl").exists():
+        changes.append("metrics.jsonl is gone; it starts again where the run goes on")
     return changes if info is None else changes + _changed_data(workdir, config, info)
 
 

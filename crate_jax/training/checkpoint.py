@@ -58,8 +58,10 @@ class Checkpoints:
         if not self.directory.is_dir():
             return []
         names = (path.name for path in self.directory.iterdir() if path.is_dir())
-        # A folder called 007 is none that was saved.
-        return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+        # A folder called 007 is none that was saved, and steps are int32.
+        return sorted(
+            int(name) for name in names if name.isdecimal() and name == str(int(name)) and int(name) < 2**31
+        )
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint that is whole; None when there is none. Says which newer ones are not."""
