@@ -55,6 +55,13 @@ def test_a_description_of_the_data_that_is_gone(folder, config):
         workdirs.check(folder, config, INFO)
 
 
+def test_metrics_that_are_gone(folder, config):
+    (folder / "metrics.jsonl").unlink()
+    assert workdirs.check(folder, config, INFO) == [
+        "metrics.jsonl is gone; it starts again where the run goes on"
+    ]
+
+
 def flip(file):
     content = bytearray(file.read_bytes())
     content[-3] ^= 1

@@ -1,6 +1,7 @@
 """The loop as a library: what it hands to readers, what it writes, how it ends."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -64,6 +65,25 @@ def test_parameters_that_are_not_finite_replace_no_checkpoint(run, monkeypatch):
         train(run)
     assert open_run(run.workdir).step == 2
     assert not any(line.get("final") for line in metrics(run.workdir))
+
+
+def test_metrics_whose_checkpoints_are_gone_are_not_written_over(run, capsys):
+    """An emptied folder of checkpoints: refused where the run had saved, said where it was killed before."""
+    train(run)
+    shutil.rmtree(run.workdir / "checkpoints" / "4")
+    (run.workdir / "checkpoints" / "4").touch()
+    before = (run.workdir / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="holds the metrics of a run but no checkpoints"):
+        train(run)
+    assert (run.workdir / "metrics.jsonl").read_text() == before
+    (run.workdir / "checkpoints" / "4").unlink()
+    (run.workdir / "metrics.jsonl").write_text(before.splitlines()[0] + "\n")
+    capsys.readouterr()
+    assert int(train(run).state.step) == 4
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "no checkpoint was saved yet: the run starts anew, its metrics up to step 2 are written again" in said
+    )
 
 
 def test_the_first_parameter_that_is_not_finite_is_named(run):
