@@ -47,8 +47,10 @@ class Checkpoints:
         self.directory = Path(workdir).absolute() / "checkpoints"
         if not create and not self.directory.is_dir():
             raise InputError(f"workdir: no checkpoints in {workdir}; give the --workdir of a training run")
-        # Orbax logs dozens of lines a save, and hundreds when one fails; `_saving` says which and why.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Orbax logs dozens of lines a save, and hundreds when one fails; `_saving` says which and why. Tasks of a read that
+        # fails are reported by asyncio, one by one.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._manager: ocp.CheckpointManager | None = None
         self._damaged: dict[int, str] = {}
         self._checked: set[int] = set()
@@ -245,9 +247,12 @@ class Checkpoints:
         checkpointer = ocp.Checkpointer(handler)
         try:
             return checkpointer.restore(folder / "default", args=asked)
-        except (ValueError, KeyError) as error:  # Orbax compares the two in many lines.
-            if not folder.is_dir():  # Deleted while it was read.
-                raise FileNotFoundError(folder) from None
+        except Exception as error:
+            # A run that trains deletes old ones, file by file: Orbax says so by errors of any kind.
+            if not folder.is_dir() or checksums.damage(folder) is not None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from None
+            if not isinstance(error, ValueError | KeyError):  # Of what differs Orbax says it in many lines.
+                raise
             checked = (folder / checksums.LIST).exists()
             raise InputError(
                 f"--workdir: the checkpoint of step {step} in {self.directory} holds another state (optimizer, ema_decay or "

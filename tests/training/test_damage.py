@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from crate_jax import InputError
@@ -139,6 +140,21 @@ def test_what_a_disk_refuses_is_one_line(tmp_path, number):
     assert (found.value.errno, found.value.filename) == (number, str(tmp_path / "checkpoints"))
     with pytest.raises(ValueError, match="a mistake"), checkpoints._saving():
         raise ValueError("a mistake")
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_there(workdir, monkeypatch):
+    """Whatever Orbax raises, and although its folder may still be there; another mistake stays what it is."""
+
+    def read(*_, **__):
+        raise Exception("Encountered error while reading array index")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", read)
+    checkpoints = Checkpoints(workdir)
+    with pytest.raises(Exception, match="Encountered error"):
+        restore(checkpoints, 4)
+    next(path for path in (workdir / "checkpoints" / "4" / "default").rglob("d/*")).unlink()
+    with pytest.raises(FileNotFoundError, match="checkpoints/4"):
+        restore(checkpoints, 4)
 
 
 def test_no_checkpoint_that_is_whole(workdir):
