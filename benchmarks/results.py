@@ -1,9 +1,11 @@
 """Trains what a row of the documentation shows, and writes docs/results/NAME.json.
 
     python -m benchmarks.results NAME [--seeds=0,1,2] [--workdir=runs/results]
+    python -m benchmarks.results --nightly
 
 Every command is one that the page prints; a run that is done is not done again. `python docs/check_numbers.py` then says
-where the pages differ.
+where the pages differ. `--nightly` trains the five cheapest recorded runs again, in new folders, compares them with their
+files, writes nothing, and ends with exit code 1 where one is further from what is printed than chance explains.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -102,15 +105,65 @@ def summary(runs: list[dict]) -> dict:
     return out
 
 
+def recorded() -> list[tuple[float, str, str, dict, int]]:
+    """(seconds, name, title, values, seed) of every single training that a file of results holds, cheapest first."""
+    found = []
+    for name, rows in RESULTS.items():
+        path = ROOT / "docs" / "results" / f"{name}.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for title in rows:
+            runs = record.get("values", {}).get(title, {}).get("seeds", [])
+            found += [
+                (run["seconds"], name, title, run, seed)
+                for run, seed in zip(runs, record.get("seed") or [], strict=False)
+            ]
+    return sorted(found, key=lambda each: each[:3])
+
+
+def allowed(metric: str, before: dict) -> float:
+    """How far a repeated metric may be: two standard errors of the difference of two accuracies of that many examples, or a
+    twentieth of a loss. On another machine a training is rounded differently and ends elsewhere.
+    """
+    if metric == "loss":
+        return 0.05 * before["loss"]
+    p = before["accuracy"]
+    return 2 * (2 * p * (1 - p) / before["count"]) ** 0.5
+
+
+def nightly(count: int = 5) -> bool:
+    """Whether the cheapest recorded trainings, done again, end where they did."""
+    good = True
+    for seconds, name, title, before, seed in recorded()[:count]:
+        with tempfile.TemporaryDirectory() as folder:
+            after = measure(RESULTS[name][title], Path(folder) / "run", seed)
+        metric = "accuracy" if "accuracy" in before else "loss"
+        far, most = abs(after[metric] - before[metric]), allowed(metric, before)
+        good &= far <= most
+        verdict = "good" if far <= most else "TOO FAR"
+        print(
+            f"{name}, {title}, seed {seed}: {metric} {before[metric]:.4f} then, {after[metric]:.4f} now, {far:.4f} apart, "
+            f"{most:.4f} allowed: {verdict}; {seconds:.0f} s then, {after['seconds']:.0f} s now",
+            flush=True,
+        )
+    return good
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=RESULTS)
+    parser.add_argument("name", choices=RESULTS, nargs="?")
+    parser.add_argument(
+        "--nightly", action="store_true", help="repeat the five cheapest recorded runs and compare"
+    )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--workdir", type=Path, default=Path("runs/results"))
     flags = parser.parse_args()
+    if flags.nightly:
+        sys.exit(not nightly())
+    if flags.name is None:
+        parser.error(f"name a result ({', '.join(RESULTS)}) or --nightly")
     seeds = [int(seed) for seed in flags.seeds.split(",")]
     values = {}
     for title, row in RESULTS[flags.name].items():

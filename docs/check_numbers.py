@@ -117,7 +117,7 @@ def check_results() -> list[str]:
 
 
 def pages() -> list[Path]:
-    return [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+    return [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def main() -> None:

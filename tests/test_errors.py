@@ -7,7 +7,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from conftest import QUICK, TINY, command, load_config, run
+from conftest import TINY, command, load_config, run
 
 from crate_jax import InputError
 from crate_jax.train import train
@@ -60,7 +60,7 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tiny_flags, tmp_path):
 
 
 def test_a_run_of_one_step_has_no_warm_up(tmp_path):
-    assert train(load_config({**TINY, "total_steps": 1}), tmp_path, sections=QUICK)["eval/count"] == 360
+    assert train(load_config({**TINY, "total_steps": 1}), tmp_path, sections="loss")["eval/count"] == 360
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_impossible_configurations_stop_before_any_work(changes, message, tmp_pa
 
 
 def test_workdir_of_another_run_is_left_as_it_was(tmp_path):
-    train(load_config({**TINY, "total_steps": 2}), tmp_path, sections=QUICK)
+    train(load_config({**TINY, "total_steps": 2}), tmp_path, sections="loss")
     files = [tmp_path / "config.json", tmp_path / "metrics.jsonl"]
     before = [file.read_bytes() for file in files]
     for change, message in (
@@ -100,7 +100,7 @@ def test_workdir_of_another_run_is_left_as_it_was(tmp_path):
         ({"optimizer.name": "sgd"}, "holds another state"),
     ):
         with pytest.raises(InputError, match=message):
-            train(load_config({**TINY, "total_steps": 3, **change}), tmp_path, sections=QUICK)
+            train(load_config({**TINY, "total_steps": 3, **change}), tmp_path, sections="loss")
         assert [file.read_bytes() for file in files] == before
 
 

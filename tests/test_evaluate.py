@@ -7,7 +7,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK, TINY, command, load_config, run
+from conftest import TINY, command, load_config, run
 
 from crate_jax import InputError, evaluate, models
 from crate_jax.data import sources
@@ -19,7 +19,7 @@ from crate_jax.training.run_data import label_map
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
-    return workdir, train(load_config({**TINY, "ema_decay": 0.5}), workdir, sections=QUICK)
+    return workdir, train(load_config({**TINY, "ema_decay": 0.5}), workdir, sections="loss")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_fine_tuning_starts_at_another_resolution(trained, tmp_path):
         load_config({**TINY, **changes, **lengths}),
         tmp_path,
         {"data.image_size", "model.patch_size"},
-        sections=QUICK,
+        sections="loss",
     )
     (before, old, _), (after, new, _) = (open_run(path) for path in (workdir, tmp_path))
     assert (before.model.config.grid, after.model.config.grid) == ((2, 2), (4, 4))

@@ -27,7 +27,7 @@ def short_sweep():
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("trained")
-    train(load_config(TINY), path)
+    train(load_config(TINY), path, sections="loss")
     return path
 
 

@@ -35,12 +35,23 @@ def trained(tmp_path_factory):
             path = root / "data" / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), rng.integers(0, 256, (8, 8, 3), np.uint8))
-    train(load_config({**TINY, "data.name": f"folder:{root / 'data'}"}), root / "run")
+    train(
+        load_config({**TINY, "data.name": f"folder:{root / 'data'}"}), root / "run", sections="loss,layerwise"
+    )
     return root
 
 
-def test_it_is_made_again_as_it_was(trained, tmp_path, capsys):
-    shutil.copytree(trained / "run", tmp_path / "run")
+@pytest.fixture(scope="module")
+def reported(trained, tmp_path_factory):
+    """Its run again, with the whole report."""
+    path = tmp_path_factory.mktemp("reported") / "run"
+    train(load_config({**TINY, "data.name": f"folder:{trained / 'data'}"}), path)
+    return path
+
+
+@pytest.mark.slow
+def test_it_is_made_again_as_it_was(reported, tmp_path, capsys):
+    shutil.copytree(reported, tmp_path / "run")
     folder = tmp_path / "run" / "report"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)
@@ -54,8 +65,9 @@ def test_it_is_made_again_as_it_was(trained, tmp_path, capsys):
     assert "index.html" in capsys.readouterr().out
 
 
-def test_without_its_data_it_keeps_what_it_has(trained, tmp_path, capsys):
-    shutil.copytree(trained / "run", tmp_path / "run")
+@pytest.mark.slow
+def test_without_its_data_it_keeps_what_it_has(trained, reported, tmp_path, capsys):
+    shutil.copytree(reported, tmp_path / "run")
     (trained / "data").rename(trained / "gone")
     try:
         assert report.main(["report", f"--workdir={tmp_path / 'run'}"]) is None

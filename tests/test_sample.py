@@ -18,7 +18,7 @@ SMALL = {name: value for name, value in TINY.items() if name != "model.head_dim"
 def digits(tmp_path_factory):
     """A few steps of next-pixel prediction on digits."""
     path = tmp_path_factory.mktemp("runs") / "digits"
-    train(load_config(SMALL, "configs/igpt.py"), path)
+    train(load_config(SMALL, "configs/igpt.py"), path, sections="code_length")
     return path
 
 
@@ -32,7 +32,7 @@ def colours(tmp_path_factory):
     changes = {**SMALL, "data.name": f"npz:{folder / 'images.npz'}", "model.vocab_size": 16}
     path = folder / "run"
     config = load_config(changes, "configs/igpt.py")
-    train(config, path)
+    train(config, path, sections="code_length")
     return path, changes
 
 
@@ -95,7 +95,7 @@ def test_fine_tuning_starts_from_another_run(colours, tmp_path):
         "optimizer.lr": 1e-9,
     }
     before = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])["eval/loss"]
-    values = train(load_config(changes, "configs/igpt.py"), tmp_path)
+    values = train(load_config(changes, "configs/igpt.py"), tmp_path, sections="loss")
     # Nothing has been learned at this rate: the restored model predicts as it did.
     assert values["eval/generative_loss"] == pytest.approx(before, rel=1e-5)
     assert values["eval/class_loss"] == pytest.approx(np.log(3), rel=1e-5)
@@ -126,10 +126,10 @@ def test_an_empty_folder_is_refused(digits, tmp_path):
         call(digits, "--mode=complete", f"--input={tmp_path}")
 
 
-def test_a_run_of_another_task_is_refused(tmp_path, tiny_config):
-    train(tiny_config, tmp_path)
+def test_a_run_of_another_task_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="was trained for task 'classify'; accepted: autoregressive, joint"):
-        call(tmp_path)
+        call("builtin:crate-digits")
 
 
 def test_a_palette_of_another_size_is_refused(colours, tmp_path):
@@ -150,6 +150,7 @@ def test_positions_and_image_size_must_agree(digits, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("variant", ["crate", "bert", "crate_bert"])
 def test_variants_learn(tmp_path, variant, optimized):
     values = train(load_config({"total_epochs": 3.0}, "configs/igpt.py", variant), tmp_path)

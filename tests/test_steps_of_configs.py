@@ -44,9 +44,14 @@ def shrunk(file: str, variant: str):
     sizes = {name: value for name, value in SMALL.items() if name in fields}
     if data.name.startswith("text:"):
         data = dataclasses.replace(data, name="stdlib")
-    if data.name in ("digits", "stdlib"):
+    made = data.name.split(":")[0]
+    if made in (
+        "digits",
+        "stdlib",
+        "addition",
+    ):  # of which the vocabulary follows, and of sums the length too
         sizes.pop("vocab_size", None)
-        if data.name == "stdlib":
+        if made == "stdlib":
             sizes["num_positions"] = 64
     elif isinstance(model, models.TokenConfig):
         data = dataclasses.replace(data, image_size=8, palette="palette.npy")

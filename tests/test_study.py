@@ -25,7 +25,7 @@ SHRUNK |= {"model.dim": 16, "model.depth": 2, "model.heads": 2, "total_steps": 1
 def trained(tmp_path_factory):
     """One run of a study with a stand-in for its probe."""
     workdir = tmp_path_factory.mktemp("study") / "one"
-    values = train(load_config(SHRUNK, "configs/igpt.py"), workdir)
+    values = train(load_config(SHRUNK, "configs/igpt.py"), workdir, sections="loss")
     probes = {
         # The best layer is the best on held-out training data, not on the test split.
         "step-10": {"accuracy": [0.75, 0.5], "validation": [0.5, 0.75]},

@@ -24,7 +24,7 @@ def config(folder, variant="gpt", **changes):
 def gpt(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     run, overrides = config(folder)
-    return folder / "run", train(run, folder / "run", overrides)
+    return folder / "run", train(run, folder / "run", overrides, sections="code_length")
 
 
 def test_a_run_compresses_and_says_so(gpt):

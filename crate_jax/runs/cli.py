@@ -14,6 +14,7 @@ import os
 import re
 import runpy
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -147,7 +148,11 @@ def load_config(given: str) -> tuple[ConfigDict, str]:
     """
     file, _, variant = given.partition(":")
     if not Path(file).is_file():
-        raise InputError(f"--config: no file {file}; accepted: a Python file such as configs/base.py")
+        # An installed package has those of the checkout beside it.
+        installed = Path(sysconfig.get_path("data"), "share", "crate_jax", file)
+        if not (file.startswith("configs/") and installed.is_file()):
+            raise InputError(f"--config: no file {file}; accepted: a Python file such as configs/base.py")
+        file = str(installed)
     try:
         get_config = runpy.run_path(file).get("get_config")
         if get_config is None:

@@ -121,13 +121,16 @@ def test_what_is_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_trained_models_are_read_from_their_folders(tmp_path, optimized):
+def test_trained_models_are_read_from_their_folders(tmp_path):
     from crate_jax.train import train
 
     changes = {"total_steps": 40, "checkpoint_steps": 40}
     for name in ("crate-16x2-0", "vit-16x2-1"):
         train(
-            load_config(changes, "configs/alignment.py", f"convergence/{name}"), tmp_path / name, set(changes)
+            load_config(changes, "configs/alignment.py", f"convergence/{name}"),
+            tmp_path / name,
+            set(changes),
+            sections="loss",
         )
     found = convergence.read(tmp_path, ["crate-16x2-0", "vit-16x2-1", "vit-16x2-0"])
     assert [row.name for row in found] == ["crate-16x2-0", "vit-16x2-1"]

@@ -85,7 +85,7 @@ def test_losses_that_are_no_code_are_refused(tmp_path, file, changes, message):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("prequential") / "run"
-    train(load_config(SMALL, "configs/addition.py"), workdir, set(SMALL))
+    train(load_config(SMALL, "configs/addition.py"), workdir, set(SMALL), sections="loss")
     return workdir
 
 

@@ -50,7 +50,7 @@ def test_a_source_is_one_row(monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as patched:
         patched.setitem(sources.SOURCES, "sums", sources.Kind(lambda rest, place: Sums(), ""))
         run, overrides = config(**{"data.test_split": "test"})
-        values = train(run, tmp_path / "run", overrides)
+        values = train(run, tmp_path / "run", overrides, sections="code_length")
         assert values["eval/count"] == 10 and 0 < values["eval/bits_per_symbol"] < 2 * np.log2(12)
         with pytest.raises(InputError, match=r"model.vocab_size: found 256; accepted: 12, that of sums"):
             train(*_with_path(config(**{"model.vocab_size": 256}), tmp_path / "other"))

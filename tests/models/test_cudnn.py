@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, environment, slow_but
+from conftest import ROOT, environment
 from jax.sharding import AbstractMesh, AxisType
 
 from crate_jax import InputError, models
@@ -130,8 +130,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("scan", slow_but([True, False], True))
-@pytest.mark.parametrize("name", slow_but(SMALL, "crate"))
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "scan"), [*((name, True) for name in SMALL), ("crate", False)])
 def test_nothing_sees_the_padding(stand_in, monkeypatch, name, scan):
     """Tokens padded once for all layers: outputs, gradients and traces of a model are those without padding."""
     monkeypatch.setattr(cudnn, "DTYPES", ("bfloat16", "float32"))

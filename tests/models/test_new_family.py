@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import QUICK, TINY, load_config
+from conftest import TINY, load_config, slow_but
 
 from crate_jax import models
 from crate_jax.train import train
@@ -27,12 +27,12 @@ def mixer(monkeypatch):
     return namespace["MixerConfig"]
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", slow_but([True, False], True))
 def test_it_trains_is_evaluated_and_opens_again(mixer, tmp_path, scan):
     config = load_config({**TINY, "total_steps": 2, "eval_steps": 2})
     model = mixer(dim=16, depth=2, heads=2, image_size=8, patch_size=2, channels=1, num_classes=10, scan=scan)
     config = dataclasses.replace(config, model=model)
-    values = train(config, tmp_path, sections=QUICK)
+    values = train(config, tmp_path, sections="loss,layerwise")
     assert values["eval/count"] == 360
     assert json.loads((tmp_path / "config.json").read_text())["model"]["family"] == "mixer"
 

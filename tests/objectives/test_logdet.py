@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from conftest import slow_but
 
 from crate_jax import objectives
 from crate_jax.objectives import logdet, powers, twofloat
@@ -38,7 +39,7 @@ def cheap(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(("n", "d"), [(65, 96), (5, 96), (197, 64)])
+@pytest.mark.parametrize(("n", "d"), slow_but([(65, 96), (5, 96), (197, 64)], (65, 96)))
 @pytest.mark.parametrize("eps_sq", [0.01, 0.5])
 def test_tokens_of_a_trained_network_need_no_orthogonalisation(cheap, n, d, eps_sq):
     z = np.stack([oracles.tokens("trained", n, d, seed) for seed in range(2)]).astype(np.float32)

@@ -89,7 +89,7 @@ def test_variational_forms_term_by_term():
 
 
 @pytest.mark.parametrize("norm", slow_but([1.0, 10.0, 100.0], 100.0))
-@pytest.mark.parametrize("kind", ["no residual", "soft", "atoms of any length"])
+@pytest.mark.parametrize("kind", slow_but(["no residual", "soft", "atoms of any length"], "soft"))
 def test_variational_rate_reduction_of_long_tokens(norm, kind):
     """A residual of 1e-7 of the moments, in float64: nothing may cancel."""
     rng = np.random.default_rng(0)

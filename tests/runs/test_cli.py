@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,22 @@ def test_an_unknown_variant():
         InputError, match="--config: variant: found 'digit'; accepted: digits; did you mean dig"
     ):
         cli.load_config("configs/base.py:digit")
+
+
+def test_configurations_of_an_installed_package(tmp_path, monkeypatch):
+    """Without a checkout --config=configs/base.py is the file that was installed; one in the current folder comes first."""
+    monkeypatch.setattr(cli.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    (tmp_path / "data" / "share" / "crate_jax").mkdir(parents=True)
+    shutil.copytree(ROOT / "configs", tmp_path / "data" / "share" / "crate_jax" / "configs")
+    monkeypatch.chdir(tmp_path)
+    values, name = cli.load_config("configs/base.py")
+    assert name == "base" and values.model.dim == 96
+    with pytest.raises(InputError, match=r"no file configs/none\.py"):
+        cli.load_config("configs/none.py")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "base.py").write_text("x = 1")
+    with pytest.raises(InputError, match="defines no function get_config"):
+        cli.load_config("configs/base.py")
 
 
 def test_changes_are_passed_on_as_one_word_each():

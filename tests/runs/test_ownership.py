@@ -13,15 +13,14 @@ from crate_jax import InputError
 from crate_jax.runs import ownership
 from crate_jax.runs.ownership import owned
 
-# It holds the folder, has a worker, and says the worker's PID.
+# It holds the folder, and its worker says its own PID: by then the worker has let go of what it inherited.
 OWNER = """
 import os, sys, time
 from pathlib import Path
 from crate_jax.runs.ownership import owned
 with owned(Path(sys.argv[1])):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(600)
 """
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import QUICK
 
 from crate_jax import InputError, models
 from crate_jax.runs.config import Config, DataConfig, SimDINOConfig
@@ -89,9 +88,10 @@ def test_the_teacher_sees_global_views_and_has_no_gradient():
             teacher,
         )[0]
 
-    value = jax.value_and_grad(loss)(params)[0]
+    value = jax.jit(loss)(params)
     assert shapes == [(8, 8, 8, 1)]
-    (again, metrics), grads = steps.loss_and_grad(model, task, params, BATCH, jax.random.key(2), ema=ema)
+    step = jax.jit(lambda p, ema: steps.loss_and_grad(model, task, p, BATCH, jax.random.key(2), ema=ema))
+    (again, metrics), grads = step(params, ema)
     np.testing.assert_allclose(value, again, rtol=1e-5)
     np.testing.assert_allclose(again, metrics["alignment"] - metrics["coding_rate"], rtol=1e-5)
     assert np.any(grads["head"]["kernel"])
@@ -106,7 +106,8 @@ def test_evaluation_counts_what_is_not_masked():
     task, params = make_task(CONFIG, PIXELS), model.init(jax.random.key(0))
     apply = jax.jit(lambda images: model.apply(params, images))
     other = {**BATCH, "image": BATCH["image"].at[3].set(0)}
-    one, two = (task.evaluate(apply, batch) for batch in (BATCH, other))
+    evaluate = jax.jit(lambda batch: task.evaluate(apply, batch))
+    one, two = (evaluate(batch) for batch in (BATCH, other))
     for name, (total, weight) in one.items():
         assert weight == 3
         np.testing.assert_allclose(total, two[name][0], rtol=1e-5, err_msg=name)
@@ -213,7 +214,7 @@ def test_views_come_from_the_whole_image(tmp_path):
         assert batch["global_views"].shape == (4, 2, 8, 8, 3) and batch["global_views"][..., 0].max() > 100
         assert batch["local_views"].shape == (4, 2, 4, 4, 3)
     np.testing.assert_array_equal(first["local_views"], again["local_views"])
-    values = train(config, tmp_path / "run", sections=QUICK)
+    values = train(config, tmp_path / "run", sections="loss")
     assert np.isfinite(values["eval/loss"]) and values["eval/count"] == 4
 
 

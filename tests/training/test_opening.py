@@ -8,7 +8,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK, TINY, load_config, metrics
+from conftest import TINY, load_config, metrics
 
 from crate_jax import InputError, evaluate, probe, sample
 from crate_jax.train import train
@@ -39,7 +39,7 @@ def write_images(folder) -> str:
 def classifier(tmp_path_factory):
     """A classifier whose images were deleted; the workdir and the folder that held them."""
     path = tmp_path_factory.mktemp("classifier")
-    train(load_config({**SHORT, "data.name": write_images(path / "images")}), path / "run", sections=QUICK)
+    train(load_config({**SHORT, "data.name": write_images(path / "images")}), path / "run", sections="loss")
     shutil.rmtree(path / "images")
     return path / "run", path / "images"
 
@@ -50,7 +50,7 @@ def igpt(tmp_path_factory):
     path = tmp_path_factory.mktemp("igpt")
     changes = {name: value for name, value in SHORT.items() if name != "model.head_dim"}
     changes |= {"model.vocab_size": 16, "data.name": write_images(path / "images")}
-    train(load_config(changes, "configs/igpt.py"), path / "run", sections=QUICK)
+    train(load_config(changes, "configs/igpt.py"), path / "run", sections="loss")
     shutil.rmtree(path / "images")
     return path / "run", path / "images"
 
@@ -112,8 +112,8 @@ def worse(tmp_path_factory):
     """A run that is best at step 20, and then spoiled."""
     path = tmp_path_factory.mktemp("worse")
     lengths = {"total_steps": 20, "checkpoint_steps": 20, "eval_steps": 20}
-    train(load_config({**TINY, **lengths, "optimizer.lr": 0.003}), path, sections=QUICK)
-    train(load_config({**TINY, **lengths, "total_steps": 40, "optimizer.lr": 0.5}), path, sections=QUICK)
+    train(load_config({**TINY, **lengths, "optimizer.lr": 0.003}), path, sections="loss")
+    train(load_config({**TINY, **lengths, "total_steps": 40, "optimizer.lr": 0.5}), path, sections="loss")
     return path
 
 
