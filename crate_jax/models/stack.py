@@ -129,7 +129,7 @@ class Stack(nnx.Module):
         x, _ = self._run(x, False, real, number, dropout, edit)
         graphdef, stacked = nnx.split(self.blocks)
         last = nnx.merge(graphdef, gather(jax.tree.map(lambda leaf: leaf[-1], stacked)))
-        options = {} if dropout is None else {"dropout": dropout.at(number)}
+        options: dict[str, Any] = {} if dropout is None else {"dropout": dropout.at(number)}
         x = last(_placed(x), real=real, wanted=wanted, **options)[0]
         return (x if edit is None else edit(number, x)), None
 
