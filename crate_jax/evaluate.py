@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         source = with_real_labels(run, flags.real_labels)
     with jax.set_mesh(run.mesh):
         batches = run.data.eval_batches(source)
-        eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
+        eval_step = steps.make_eval_step(run.model, run.task, run.mesh, run.compiler_options)
         values = evaluation.evaluate(eval_step, params, batches, run.mesh)
         layers = None
         if run.model.readings is not None:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from crate_jax import InputError
 from crate_jax.models.stack import REMAT_POLICIES
@@ -34,6 +35,9 @@ class Flags(cli.ConfigFlags):
     topology: str = setting(REQUIRED, f"The machine: {topologies.ACCEPTED}.")
     slices: int = setting(1, "TPU slices, joined by the data centre's network.", least=1)
     mesh: str | None = setting(None, "In place of the configuration's mesh.preset.", choices=sharding.PRESETS)
+    program: Path | None = setting(
+        None, "A file that the compiled program is written to, as XLA prints it; not with --search."
+    )
     json: bool = setting(False, "Print one JSON object instead of a table.")
     search: bool = setting(False, "Try meshes, remat policies and batch sizes.")
 
@@ -42,12 +46,14 @@ def main(argv: list[str]) -> None:
     flags, config, _, overrides = cli.parse_config_file(argv, Flags)
     machine = topologies.parse(flags.topology, flags.slices)
     topologies.check_compiler(machine)
+    if flags.program is not None and flags.search:
+        raise InputError("--program: a search compiles many programs; give one of the two")
     if flags.mesh is not None:
         config = _with_mesh(config, flags.mesh)
 
     def compiled(config: Config) -> Plan:
         described = without_none(to_config_dict(config).to_dict())
-        return in_subprocess(described, overrides, flags.topology, machine.slices)
+        return in_subprocess(described, overrides, flags.topology, machine.slices, flags.program)
 
     plans = list(search(config, machine, compiled)) if flags.search else [compiled(config)]
     if not plans:

@@ -154,9 +154,7 @@ def draw_tokens(
     split = sharding.batch_sharding(run.mesh)
     row = run.config.data.image_size or positions
     with jax.set_mesh(run.mesh):
-        _, previous, cache = sampling.start(run.model, len(padded))
-        cache = jax.device_put(cache, sharding.tree_shardings(cache, run.mesh, "cache/"))
-        state = sampling.State(0, jax.device_put(previous, split), cache)
+        state = sampling.start(run.model, len(padded))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(padded)))
         padded, keys = jax.device_put((padded, keys), split)
         sampler = sampling.make_sampler(run.model, row, sampling_params)

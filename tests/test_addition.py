@@ -11,7 +11,6 @@ from conftest import TINY, load_config
 
 from crate_jax import InputError
 from crate_jax.analysis import excess
-from crate_jax.models import decoding
 from crate_jax.train import train
 from crate_jax.training.opening import open_run
 
@@ -51,7 +50,7 @@ def test_an_exact_match_is_what_greedy_decoding_writes(trained):
     source = run.data.source("test")
     tokens = np.stack([source[i]["tokens"] for i in range(len(source))]).astype(np.int32)
     decode = run.model.decoder(params)
-    cache, previous = decoding.init_cache(run.model, len(tokens)), jnp.zeros(len(tokens), jnp.int32)
+    cache, previous = run.model.init_cache(len(tokens)), jnp.zeros(len(tokens), jnp.int32)
     written = []
     for position in range(tokens.shape[1]):
         logits, cache = decode(previous, cache, jnp.int32(position))
@@ -99,6 +98,7 @@ def test_mistakes(tmp_path, changes, message):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_default_learns_to_add(tmp_path, optimized):
     values = train(load_config({}, "configs/addition.py"), tmp_path)
     assert values["eval/exact_match"] >= 0.99

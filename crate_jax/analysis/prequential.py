@@ -128,7 +128,7 @@ def two_part(opened: Opened, examples: int) -> list[TwoPart]:
     run, found = opened.run, []
     sample = run.data.eval_batches(subset.spread(run.data.source("train"), EXAMPLES))
     with jax.set_mesh(run.mesh):
-        eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
+        eval_step = steps.make_eval_step(run.model, run.task, run.mesh, run.compiler_options)
         for bits in PARAMETER_BITS:
             params, nats = quantise(opened.params, bits)
             loss = evaluation.evaluate(eval_step, params, sample, run.mesh)["loss"]

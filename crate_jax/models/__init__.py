@@ -47,17 +47,18 @@ FAMILIES = {
 }
 
 
-def create(config: ConfigT, platform: str | None = None) -> Model[ConfigT]:
+def create(config: ConfigT, platform: str | None = None, *, deterministic: bool = False) -> Model[ConfigT]:
     """The model that a configuration of one of the FAMILIES describes.
 
     Args:
       config: the configuration; kept as it is, `auto` in it is decided for `model.resolved`.
       platform: of the devices the model will run on (see `resolve`); by default that of the process.
+      deterministic: whether it must give the same bits every time, on a GPU too.
     Raises:
       InputError: a configuration that describes no model, or none that runs there.
     """
     family = FAMILIES[config.family]
-    return Model(config, family.module, family.readings, platform)
+    return Model(config, family.module, family.readings, platform, deterministic=deterministic)
 
 
 __all__ = [

@@ -155,6 +155,7 @@ class AttendShared(Protocol):
 class Kernel(NamedTuple):
     """One implementation of attention, the platforms (as JAX names them: cpu, gpu, tpu) that it runs on, and what it takes:
     types, and head widths that are a multiple of `unit`. Tokens padded to a multiple of `unit` it does not pad again.
+    `deterministic`: whether its backward pass gives the same bits every time.
     """
 
     attend: Attend
@@ -162,6 +163,7 @@ class Kernel(NamedTuple):
     platforms: tuple[str, ...]
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     unit: int = 1
+    deterministic: bool = True
 
 
 def _xla_attend(query, key, value, *, causal, mask, lengths, real, scale):
@@ -177,22 +179,29 @@ def _xla_attend_shared(tokens, *, causal, mask, lengths, real, scale):
 
 KERNELS: dict[str, Kernel] = {
     "xla": Kernel(_xla_attend, _xla_attend_shared, ("cpu", "gpu", "tpu")),
-    "cudnn": Kernel(cudnn.attend, cudnn.attend_shared, ("gpu",), cudnn.DTYPES, cudnn.UNIT),
+    # cuDNN adds the gradients of queries up in whatever order its blocks end.
+    "cudnn": Kernel(
+        cudnn.attend, cudnn.attend_shared, ("gpu",), cudnn.DTYPES, cudnn.UNIT, deterministic=False
+    ),
 }
 # The kernel that `auto` stands for on each platform, where it takes the model's type and heads; elsewhere xla.
 AUTO = {"cpu": "xla", "gpu": "cudnn", "tpu": "xla"}
 
 
-def resolve_kernel(name: str, platform: str, dtype: str, head_dim: int) -> str:
+def resolve_kernel(
+    name: str, platform: str, dtype: str, head_dim: int, *, deterministic: bool = False
+) -> str:
     """The key of KERNELS that `attention_kernel` of a configuration means on a platform, for a type and a width of heads.
 
     Raises:
-      InputError: a kernel that is not there, or that does not run on this platform or not on such heads.
+      InputError: a kernel that is not there, that does not run on this platform or not on such heads, or that is not
+        deterministic where that is asked for.
     """
     if name == "auto":
-        kernel = AUTO.get(platform, "xla")
-        fits = dtype in KERNELS[kernel].dtypes and head_dim % KERNELS[kernel].unit == 0
-        return kernel if fits else "xla"
+        name = AUTO.get(platform, "xla")
+        kernel = KERNELS[name]
+        fits = dtype in kernel.dtypes and head_dim % kernel.unit == 0
+        return name if fits and kernel.deterministic >= deterministic else "xla"
     one_of("model.attention_kernel", name, ("auto", *KERNELS))
     if platform not in KERNELS[name].platforms:
         running = [other for other, kernel in KERNELS.items() if platform in kernel.platforms]
@@ -200,11 +209,16 @@ def resolve_kernel(name: str, platform: str, dtype: str, head_dim: int) -> str:
             f"model.attention_kernel: found {name!r}, which does not run on {platform}; accepted there: auto, "
             f"{', '.join(running)}"
         )
-    _, _, _, dtypes, unit = KERNELS[name]
-    if dtype not in dtypes or head_dim % unit:
+    kernel = KERNELS[name]
+    if dtype not in kernel.dtypes or head_dim % kernel.unit:
         raise InputError(
             f"model.attention_kernel: found {name!r} for {dtype} and heads {head_dim} wide; accepted by it: "
-            f"{', '.join(dtypes)}, and multiples of {unit}"
+            f"{', '.join(kernel.dtypes)}, and multiples of {kernel.unit}"
+        )
+    if deterministic and not kernel.deterministic:
+        raise InputError(
+            f"model.attention_kernel: found {name!r} with deterministic=True; its gradients differ from run to run; "
+            "accepted: auto, xla"
         )
     return name
 

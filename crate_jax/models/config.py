@@ -11,6 +11,8 @@ from crate_jax.models.attention import KERNELS, resolve_kernel
 from crate_jax.settings import one_of, setting
 
 DTYPES = ("float32", "bfloat16", "auto")
+# What JAX calls the platform of a GPU, here and there.
+GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 # Layers that are compiled one by one on a GPU: those of the published image models and of iGPT-S. It takes up to a minute.
 UNROLLED = 24
 
@@ -103,7 +105,7 @@ class ModelConfig:
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 
 
-def resolve(config: ConfigT, platform: str | None = None) -> ConfigT:
+def resolve(config: ConfigT, platform: str | None = None, *, deterministic: bool = False) -> ConfigT:
     """The configuration with a value for each `auto`: what a model on these devices is built from.
 
     `dtype` becomes bfloat16 on TPU and GPU and float32 on CPU, where XLA gains nothing from bfloat16;
@@ -114,17 +116,21 @@ def resolve(config: ConfigT, platform: str | None = None) -> ConfigT:
     Args:
       config: a model's configuration.
       platform: of the devices the model will run on, as JAX names it (`device.platform`); by default that of the process.
+      deterministic: whether `auto` may stand only for kernels that give the same bits every time.
     Raises:
-      InputError: an unknown type, a kernel that is not there or does not run on the platform or that the model never calls.
+      InputError: an unknown type; a kernel that is not there, does not run on the platform, is not as deterministic as
+        asked for, or that the model never calls.
     """
     platform = platform or jax.default_backend()
-    platform = "gpu" if platform in ("cuda", "rocm") else platform
+    platform = "gpu" if platform in GPU_PLATFORMS else platform
     one_of("model.dtype", config.dtype, DTYPES)
     dtype = config.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     if config.has_attention:
-        kernel = resolve_kernel(config.attention_kernel, platform, dtype, config.head_dim)
+        kernel = resolve_kernel(
+            config.attention_kernel, platform, dtype, config.head_dim, deterministic=deterministic
+        )
     else:
         one_of(f"model.attention_kernel of {config.family}", config.attention_kernel, ("auto", "xla"))
         kernel = "xla"

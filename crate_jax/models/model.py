@@ -1,5 +1,6 @@
 """The door between Flax and everything else: a model is `init` and `apply` over a plain nested dict of arrays."""
 
+import re
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, cast
 
@@ -13,6 +14,8 @@ from crate_jax.models.partition import gather
 from crate_jax.models.stack import Trace
 
 Params = dict[str, Any]
+# Parameters that every module converts to the type that it computes in before it uses them.
+MATRIX = re.compile(r"'(kernel|output|fixed_output)'\]$")
 # What a causal model keeps of earlier tokens: a pytree of arrays `[b, heads, length, head_dim]`.
 Cache = Any
 Decode = Callable[[jax.Array, Cache, jax.Array], tuple[jax.Array, Cache]]
@@ -48,8 +51,9 @@ class Model(Generic[ConfigT]):
       build: `build(config, rngs)` returns the `nnx.Module`.
       readings: what can be measured in each layer, as a function to pass as `trace=`; None when the layers' meaning is
         not known (a black box). Kept as `model.readings`.
-      platform: of the devices that the model will run on. What `auto` in the configuration becomes there is kept as
-        `model.resolved`, of which the module is built (see `config.resolve`).
+      platform, deterministic: of the devices that the model will run on, and whether it must give the same bits every time.
+        What `auto` in the configuration becomes there is kept as `model.resolved`, of which the module is built (see
+        `config.resolve`).
     """
 
     def __init__(
@@ -58,8 +62,11 @@ class Model(Generic[ConfigT]):
         build: Callable[[Any, nnx.Rngs], Module],
         readings: Callable[[dict], dict] | None = None,
         platform: str | None = None,
+        *,
+        deterministic: bool = False,
     ):
-        self.config, self.resolved, self.readings = config, resolve(config, platform), readings
+        self.config, self.readings = config, readings
+        self.resolved = resolve(config, platform, deterministic=deterministic)
         self._build = build
         # Shapes only: no parameter is allocated until `init`.
         self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(self.resolved, nnx.Rngs(params=0))))
@@ -133,4 +140,12 @@ class Model(Generic[ConfigT]):
 
     def decoder(self, params: Params) -> Decode:
         """`decode` with the parameters bound and taken apart: make it outside of a loop over positions."""
+        # The matrices in the type that products run in: XLA for GPUs leaves a conversion in the loop, where it takes longer
+        # than the product.
+        dtype = self.resolved.compute_dtype
+
+        def converted(path, leaf):
+            return leaf.astype(dtype) if MATRIX.search(jax.tree_util.keystr(path)) else leaf
+
+        params = jax.tree_util.tree_map_with_path(converted, params)
         return cast(CausalModule, nnx.merge(self._graphdef, gather(params))).decoder()

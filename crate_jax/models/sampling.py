@@ -1,4 +1,4 @@
-"""Drawing tokens from a causal model: a cache that grows in stages and one compiled scan over positions."""
+"""Drawing tokens from a causal model: one compiled program, whose loop reads the cache as far as it is full."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +11,7 @@ from crate_jax import InputError
 from crate_jax.models import decoding
 from crate_jax.models.gpt import TokenConfig
 from crate_jax.models.model import Cache, Model, Params
+from crate_jax.models.partition import constrain
 
 
 class SamplingParams(NamedTuple):
@@ -64,8 +65,16 @@ class State(NamedTuple):
 
 
 def start(model: Model[TokenConfig], batch_size: int) -> State:
-    """The state before the first token."""
-    return State(0, jnp.zeros(batch_size, jnp.int32), decoding.init_cache(model, batch_size))
+    """The state before the first token, placed on the mesh in context."""
+
+    # Jitted, so that the arrays are placed just as the program returns them: otherwise it would be compiled again for the
+    # second call.
+    @jax.jit
+    def empty():
+        cache = jax.tree.map(lambda x: constrain(x, "cache/"), model.init_cache(batch_size))
+        return constrain(jnp.zeros(batch_size, jnp.int32), "batch/"), cache
+
+    return State(0, *empty())
 
 
 def make_sampler(
@@ -77,8 +86,27 @@ def make_sampler(
     an image does not depend on how many are drawn beside it. Calls follow one another with the state handed on, which is
     donated; the first is `start(model, batch_size)`.
 
-    A call is one compiled scan over positions, compiled once for each length of the cache, which grows between calls (see
-    `crate_jax.models.decoding`).
+    All calls are of one program, compiled once (see `make_program`).
+    """
+    program = make_program(model, length, sampling_params, decoding.rooms(model, length))
+
+    def sampler(params, state, prompt, given, keys):
+        previous, cache, tokens = program(
+            params, state.previous, state.cache, state.position, prompt, given, keys
+        )
+        return State(state.position + length, previous, cache), tokens
+
+    return sampler
+
+
+def make_program(
+    model: Model[TokenConfig], length: int, sampling_params: SamplingParams, rooms: tuple[int, ...]
+) -> jax.stages.Wrapped:
+    """`program(params, previous, cache, position, prompt, given, keys) -> (previous, cache, tokens)`, the jitted function
+    behind `make_sampler`: a loop over `length` positions from `position` on.
+
+    The loop is there once for each length in `rooms` that the cache may be cut at, and runs on the shortest that holds the
+    positions (see `crate_jax.models.decoding`).
     """
     sampling_params.check(model.config.vocab_size)
 
@@ -86,7 +114,7 @@ def make_sampler(
         return jax.vmap(jax.random.categorical)(keys, sampling_params.restrict(logits))
 
     @partial(jax.jit, donate_argnums=2)
-    def scan(params, previous, cache, position, prompt, given, keys):
+    def program(params, previous, cache, position, prompt, given, keys):
         decode = model.decoder(params)
 
         def step(state, _):
@@ -96,13 +124,15 @@ def make_sampler(
             token = jnp.where(position < given, prompt[:, position], drawn).astype(jnp.int32)
             return (token, cache, position + 1), token
 
-        (previous, cache, _), tokens = jax.lax.scan(step, (previous, cache, position), length=length)
-        return previous, cache, tokens.T
+        def within(room, previous, cache):
+            start = previous, decoding.beginning(cache, room), position
+            (previous, part, _), tokens = jax.lax.scan(step, start, length=length)
+            return previous, decoding.entries(part, position, length), tokens.T
 
-    def sampler(params, state, prompt, given, keys):
-        end = state.position + length
-        cache = decoding.make_room(model, state.cache, end)
-        previous, cache, tokens = scan(params, state.previous, cache, state.position, prompt, given, keys)
-        return State(end, previous, cache), tokens
+        shortest = jnp.searchsorted(jnp.asarray(rooms), position + length)
+        loops = [partial(within, room) for room in rooms]
+        previous, new, tokens = jax.lax.switch(shortest, loops, previous, cache)
+        # Placed as it came in: another placement would be another program.
+        return constrain(previous, "batch/"), decoding.extend(cache, new, position), tokens
 
-    return sampler
+    return program

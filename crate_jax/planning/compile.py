@@ -69,7 +69,13 @@ class Plan:
     compile_seconds: float
 
 
-def in_subprocess(config: dict[str, Any], overrides: Collection[str], topology: str, slices: int) -> Plan:
+def in_subprocess(
+    config: dict[str, Any],
+    overrides: Collection[str],
+    topology: str,
+    slices: int = 1,
+    program: Path | None = None,
+) -> Plan:
     """Compile in a process of its own.
 
     Args:
@@ -77,10 +83,12 @@ def in_subprocess(config: dict[str, Any], overrides: Collection[str], topology: 
       overrides: dotted keys that the user set.
       topology: as `topology.parse` takes it.
       slices: of them.
+      program: a file that the compiled program is written to as text.
     Raises:
       InputError: what the configuration or the machine forbids, or a crash of the compiler.
     """
     request = {"config": config, "overrides": sorted(overrides), "topology": topology, "slices": slices}
+    request["program"] = program and str(program.absolute())
     done = subprocess.run(
         [sys.executable, "-m", "crate_jax.planning.compile"],
         input=json.dumps(request),
@@ -107,6 +115,7 @@ def plan(request: dict[str, Any]) -> Plan:
     from crate_jax.planning import hlo, traffic
     from crate_jax.planning import topology as topologies
     from crate_jax.runs import config as configs
+    from crate_jax.runs.metrics import write_atomically
     from crate_jax.training import optim, program, state
 
     machine = topologies.parse(request["topology"], request["slices"])
@@ -127,6 +136,8 @@ def plan(request: dict[str, Any]) -> Plan:
                 raise
             peak = _used_bytes(str(error))
         seconds = time.perf_counter() - began
+    if text and request.get("program"):
+        write_atomically(Path(request["program"]), text.encode())
     shardings = state.shardings_of(abstract)
     held = {
         name: sharding.bytes_per_device(getattr(abstract, name), getattr(shardings, name))

@@ -54,6 +54,31 @@ def parse(text: str) -> Module:
     return Module(entry, computations)
 
 
+def functions(text: str) -> dict[int, tuple[str, ...]]:
+    """The Python functions that an instruction comes from, outermost first, by the `stack_frame_id` in its attributes."""
+    tables: dict[str, dict[int, str]] = {}
+    rows: dict[int, str] = {}
+    for line in text.splitlines():
+        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            rows = tables[line] = {}
+        elif row := re.match(r"(\d+) (.*)$", line):
+            rows[int(row[1])] = row[2]
+        elif line.startswith(("%", "ENTRY")):
+            break
+
+    def field(row: str, name: str) -> int:
+        found = re.search(rf"\b{name}=(\d+)", row)
+        return int(found[1]) if found else 0
+
+    found: dict[int, tuple[str, ...]] = {0: ()}
+    for number, frame in tables.get("StackFrames", {}).items():
+        location = tables["FileLocations"][field(frame, "file_location_id")]
+        name = tables["FunctionNames"][field(location, "function_name_id")].strip('"')
+        # Parents are counted from 1, which is none.
+        found[number] = (*found[max(field(frame, "parent_frame_id") - 1, 0)], name)
+    return found
+
+
 def callees(instruction: Instruction) -> list[str]:
     """The computations that an instruction names."""
     found = CALLEES.findall(instruction.attributes)

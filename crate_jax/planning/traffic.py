@@ -8,6 +8,7 @@ again) nor of the workspace that a library's kernel takes for itself, which the 
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from crate_jax.planning import hlo
@@ -31,7 +32,17 @@ class Traffic(NamedTuple):
     kinds: list[tuple[str, int, int]]
 
 
-def moved(text: str, *, on_chip: bool = False) -> Traffic:
+def kind(instruction: Instruction) -> str:
+    """What people can tell apart: the library's function, or the name that XLA gave, without its number."""
+    if instruction.opcode == "custom-call":
+        target = re.search(r'custom_call_target="([^"]+)"', instruction.attributes)
+        return target[1] if target else instruction.opcode
+    if instruction.opcode == "fusion":
+        return re.sub(r"[.\d]+(\.clone)?$", "", instruction.name)
+    return instruction.opcode
+
+
+def moved(text: str, *, on_chip: bool = False, by: Callable[[Instruction], str] = kind) -> Traffic:
     """Bytes that the optimised HLO module reads from and writes to memory.
 
     Operands and results of every instruction outside of fusions; what runs in a loop as often as the loop does, of a
@@ -41,14 +52,17 @@ def moved(text: str, *, on_chip: bool = False) -> Traffic:
     Args:
       text: `compiled.as_text()`.
       on_chip: arrays that the program keeps in memory space 1, on the chip, cost nothing: the TPU compiler's are.
+      by: what an instruction is counted under.
     """
     module = hlo.parse(text)
-    runs, sizes = _computation(module.entry, module, on_chip)
-    kinds = sorted(((kind, runs[kind], size) for kind, size in sizes.items()), key=lambda row: -row[2])
+    runs, sizes = _computation(module.entry, module, on_chip, by)
+    kinds = sorted(((name, runs[name], size) for name, size in sizes.items()), key=lambda row: -row[2])
     return Traffic(sum(sizes.values()), [row for row in kinds if row[2]])
 
 
-def _computation(name: str, module: Module, on_chip: bool) -> tuple[Counter, Counter]:
+def _computation(
+    name: str, module: Module, on_chip: bool, by: Callable[[Instruction], str]
+) -> tuple[Counter, Counter]:
     """How often instructions of each kind run in a computation, and their bytes."""
     runs, sizes = Counter(), Counter()
     shapes = {found.name: found.shape for found in module.computations.get(name, [])}
@@ -56,15 +70,15 @@ def _computation(name: str, module: Module, on_chip: bool) -> tuple[Counter, Cou
         inner = _inner(instruction, module)
         if inner:
             times = hlo.rounds(instruction, module) if instruction.opcode == "while" else 1
-            counted = [_computation(callee, module, on_chip) for callee in inner]
+            counted = [_computation(callee, module, on_chip, by) for callee in inner]
             counts, bytes_ = max(counted, key=lambda pair: sum(pair[1].values()))
-            for kind in bytes_:
-                runs[kind] += times * counts[kind]
-                sizes[kind] += times * bytes_[kind]
+            for key in bytes_:
+                runs[key] += times * counts[key]
+                sizes[key] += times * bytes_[key]
         elif instruction.opcode not in FREE:
-            kind = _kind(instruction)
-            runs[kind] += 1
-            sizes[kind] += _bytes(instruction, shapes, module, on_chip)
+            key = by(instruction)
+            runs[key] += 1
+            sizes[key] += _bytes(instruction, shapes, module, on_chip)
     return runs, sizes
 
 
@@ -75,16 +89,6 @@ def _inner(instruction: Instruction, module: Module) -> list[str]:
     if instruction.opcode in ("call", "conditional", "async-start"):
         return [name for name in hlo.callees(instruction) if name in module.computations]
     return []
-
-
-def _kind(instruction: Instruction) -> str:
-    """What people can tell apart: the library's function, or the name that XLA gave, without its number."""
-    if instruction.opcode == "custom-call":
-        target = re.search(r'custom_call_target="([^"]+)"', instruction.attributes)
-        return target[1] if target else instruction.opcode
-    if instruction.opcode == "fusion":
-        return re.sub(r"[.\d]+(\.clone)?$", "", instruction.name)
-    return instruction.opcode
 
 
 def _bytes(instruction: Instruction, shapes: dict[str, str], module: Module, on_chip: bool) -> int:

@@ -145,6 +145,9 @@ class Config:
         "What is learned: classify, autoregressive, bert, joint, masked_autoencoder, autoencoder or simdino.",
     )
     seed: int = setting(0, "Determines parameters, batches and augmentation.", least=0, most=LARGEST_SEED)
+    deterministic: bool = setting(
+        False, "On a GPU take only kernels that give the same bits every time; elsewhere all do."
+    )
     batch_size: int = setting(64, "Examples per step, over all devices and accumulation steps.", least=1)
     accumulate: int = setting(
         1, "Slices of the batch that are computed one after the other, their gradients averaged.", least=1

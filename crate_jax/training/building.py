@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 
 from crate_jax import InputError, models
 from crate_jax.data.sources import DatasetInfo
+from crate_jax.models.config import GPU_PLATFORMS
 from crate_jax.parallel.sharding import check_batch_size, make_mesh
+from crate_jax.runs import compile_cache
 from crate_jax.runs.config import Config, Duration
 from crate_jax.tasks import Task, make_task
 from crate_jax.tasks.tokenizer import ValueMeaning
@@ -43,7 +45,19 @@ class Run:
     @functools.cached_property
     def model(self) -> models.Model:
         """The model that the configuration describes."""
-        return models.create(self.config.model, self.mesh.devices.flat[0].platform)
+        return models.create(self.config.model, self._platform, deterministic=self.config.deterministic)
+
+    @property
+    def compiler_options(self) -> dict[str, bool]:
+        """What the steps of the run are compiled with. `deterministic` on a GPU: no kernel that adds up in an order of its
+        own, and none chosen by how fast it was just now.
+        """
+        deterministic = self.config.deterministic and self._platform in GPU_PLATFORMS
+        return {"xla_gpu_deterministic_ops": True} if deterministic else {}
+
+    @property
+    def _platform(self) -> str:
+        return self.mesh.devices.flat[0].platform
 
     @functools.cached_property
     def meaning(self) -> ValueMeaning:
@@ -91,6 +105,8 @@ def build(
       InputError: whatever is wrong with the mesh, the batch size, the model or the task.
     """
     mesh = make_mesh(config.mesh, devices)
+    if devices is None:
+        compile_cache.enable(mesh.devices.flat[0].platform)
     check_batch_size(config.batch_size, config.accumulate, mesh)
     run = Run(config, workdir, info, mesh, find=find)
     _ = run.model  # Made here for the mistakes that it finds.

@@ -105,7 +105,7 @@ class _Loop:
         self.total_steps, self.log_steps = self.program.total_steps, self.program.log_steps
         self.eval_steps, self.checkpoint_steps = run.steps(run.config.eval), run.steps(run.config.checkpoint)
         self.readers = [(run.steps(reader.every), reader.read) for reader in readers]
-        self.eval_step = steps.make_eval_step(run.model, run.task, run.mesh)
+        self.eval_step = steps.make_eval_step(run.model, run.task, run.mesh, run.compiler_options)
         self.in_flight: collections.deque = collections.deque()
         self.stop_requested = False
         self.checkpoints = Checkpoints(run.workdir)

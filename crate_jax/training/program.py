@@ -106,14 +106,20 @@ def lower(
         run.model, run.task, tx, config, log_steps=log_steps, total_steps=run.steps(config.total)
     )
     shardings = state.shardings_of(abstract)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    step = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=run.compiler_options,
+    )
     return abstract, step.lower(abstract, batch)
 
 
 def matmul_flops(run: Run, params, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
     """Flops of the matrix products of a step's losses and gradients, on all devices together. Nothing is computed.
 
-    Products that rematerialisation computes once more are left out: they are no part of what a step is worth.
+    Products that rematerialisation computes once more are left out: they are no part of what a step is worth. Those of
+    attention are counted as XLA's form has them, whatever kernel runs: inside of a library's call none can be seen.
 
     Args:
       run: model, task, batch size.
@@ -121,7 +127,7 @@ def matmul_flops(run: Run, params, batch: dict[str, jax.ShapeDtypeStruct]) -> in
       batch: as for `lower`.
     """
     if hasattr(run.config.model, "remat"):
-        model = dataclasses.replace(run.config.model, remat="none")
+        model = dataclasses.replace(run.config.model, remat="none", attention_kernel="xla")
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
     batch = {
         name: jax.ShapeDtypeStruct((run.config.batch_size, *value.shape[1:]), value.dtype)

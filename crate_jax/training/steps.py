@@ -1,6 +1,6 @@
 """The jitted functions of a run: the training step, the evaluation step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import chex
@@ -119,16 +119,18 @@ def metric_names(model: Model, task: Task, batch) -> tuple[str, ...]:
     return (*COMMON_METRICS, *metrics)
 
 
-def make_eval_step(model: Model, task: Task, mesh: Mesh) -> Callable:
+def make_eval_step(
+    model: Model, task: Task, mesh: Mesh, compiler_options: Mapping[str, bool] | None = None
+) -> Callable:
     """`eval_step(params, batch)` returns the task's metrics of the unmasked examples, and their number as `count`, on every
-    process: each a sum and its weight, see `tasks.base.Metrics`.
+    process: each a sum and its weight, see `tasks.base.Metrics`. `compiler_options` are those of the run.
     """
 
     def eval_step(params, batch: Batch) -> Metrics:
         metrics = task.evaluate(partial(model.apply, params), batch)
         return {**metrics, "count": (jnp.sum(batch["mask"]), None)}
 
-    return jax.jit(eval_step, out_shardings=replicated(mesh))
+    return jax.jit(eval_step, out_shardings=replicated(mesh), compiler_options=dict(compiler_options or {}))
 
 
 def find_nonfinite(

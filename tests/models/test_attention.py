@@ -211,6 +211,15 @@ def test_auto_is_decided_by_the_platform_and_models_hold_the_decision():
     assert not models.resolve(dataclasses.replace(SMALL, scan=False), "cpu").scan
 
 
+def test_deterministic_leaves_out_what_does_not_repeat_its_bits():
+    assert models.create(SMALL, "gpu", deterministic=True).resolved.attention_kernel == "xla"
+    for platform in ("cpu", "tpu"):
+        assert models.resolve(SMALL, platform, deterministic=True) == models.resolve(SMALL, platform)
+    forced = dataclasses.replace(SMALL, attention_kernel="cudnn")
+    with pytest.raises(InputError, match=r"'cudnn' with deterministic=True; .* accepted: auto, xla"):
+        models.create(forced, "gpu", deterministic=True)
+
+
 def test_a_kernel_must_be_there_and_run_on_the_platform(monkeypatch):
     unknown = dataclasses.replace(SMALL, attention_kernel="flash")
     with pytest.raises(InputError, match="attention_kernel: found 'flash'; accepted: auto, xla"):

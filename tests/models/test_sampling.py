@@ -7,7 +7,8 @@ import pytest
 
 from crate_jax import InputError, models
 from crate_jax.models import decoding
-from crate_jax.models.sampling import SamplingParams, make_sampler, start
+from crate_jax.models.sampling import SamplingParams, make_program, make_sampler, start
+from crate_jax.parallel.sharding import MeshConfig, make_mesh
 
 # Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 in another order.
 PROBABILITIES = np.array([0.125, 0.5, 0.0625, 0.25, 0.0625])
@@ -95,18 +96,34 @@ def test_the_seed_decides(model):
     np.testing.assert_array_equal(first, draw_all(*model, rows=1))
 
 
-def test_the_cache_grows_and_changes_nothing(model, monkeypatch):
+def test_one_program_draws_what_one_for_each_length_of_the_cache_draws(model, monkeypatch):
+    """Bit for bit, and compiled once: the cache is cut at 3, 6, 9 and 12 positions inside of it."""
     expected = draw_all(*model)
-    monkeypatch.setattr(decoding, "STAGES", 2)
+    monkeypatch.setattr(decoding, "STAGES", 4)
     monkeypatch.setattr(decoding, "SHORTEST_STAGE", 1)
+    assert decoding.rooms(model[0], 2) == (3, 6, 9, 12) and decoding.rooms(model[0], 7) == (9, 12)
+    one = make_program(model[0], 2, SamplingParams(), decoding.rooms(model[0], 2))
+    several = {room: make_program(model[0], 2, SamplingParams(), (room,)) for room in (3, 6, 9, 12)}
+    prompt, keys = jnp.zeros((4, 12), int), jax.random.split(jax.random.key(0), 4)
+
+    def draw(program_at):
+        (position, previous, cache), out = start(model[0], 4), []
+        for position in range(0, 12, 2):
+            program = program_at(position + 2)
+            previous, cache, tokens = program(model[1], previous, cache, position, prompt, 0, keys)
+            out.append(tokens)
+        return np.concatenate(out, axis=1), cache
+
+    found, cache = draw(lambda end: one)
+    assert one._cache_size() == 1
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        one = make_program(model[0], 2, SamplingParams(), decoding.rooms(model[0], 2))
+        np.testing.assert_array_equal(draw(lambda end: one)[0], found)
+        assert one._cache_size() == 1
+    wanted, wanted_cache = draw(lambda end: several[-(-end // 3) * 3])
+    np.testing.assert_array_equal(found, wanted)
+    jax.tree.map(np.testing.assert_array_equal, cache, wanted_cache)
     np.testing.assert_array_equal(draw_all(*model), expected)
-    sampler, state, lengths = make_sampler(model[0], 3, SamplingParams()), start(model[0], 2), []
-    for _ in range(4):
-        state, _ = sampler(
-            model[1], state, jnp.zeros((2, 12), int), 0, jax.random.split(jax.random.key(0), 2)
-        )
-        lengths.append({leaf.shape[2] for leaf in jax.tree.leaves(state.cache)})
-    assert lengths == [{6}, {6}, {12}, {12}]
 
 
 def test_the_prompt_is_kept(model):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -196,6 +197,18 @@ def test_a_search_prints_one_object_and_refusals_elsewhere(monkeypatch, capsys):
     with pytest.raises(InputError, match="--search: every candidate was refused"):
         plan.main(command)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("platform", "deterministic", "options"),
+    [("cuda", True, {"xla_gpu_deterministic_ops": True}), ("gpu", False, {}), ("cpu", True, {})],
+)
+def test_a_deterministic_run_is_compiled_so_on_a_gpu(platform, deterministic, options):
+    run, _ = describe(load_config({"deterministic": deterministic}), (), jax.devices()[:1])
+    device = SimpleNamespace(platform=platform)
+    run = dataclasses.replace(run, mesh=SimpleNamespace(devices=np.array([device], object)))
+    assert run.compiler_options == options
+    assert run.model.resolved.attention_kernel == ("cudnn" if platform == "gpu" else "xla")
 
 
 @pytest.mark.parametrize("file", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
