@@ -1,4 +1,4 @@
-"""What mkdocs does besides: pages of results and notebooks, the objectives with their equations, links that leave docs/.
+"""What mkdocs does besides: pages of results and notebooks, the list of objectives, links that leave docs/.
 
 All of it is made from files of this folder; nothing is imported from the package.
 """
@@ -7,11 +7,9 @@ import ast
 import json
 import re
 import textwrap
-import tomllib
 from html import escape
 from pathlib import Path
 
-from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 DOCS = Path(__file__).parents[1]
@@ -35,11 +33,16 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Objectives with their equations; notebooks and folders are linked as pages, files beside docs/ become their names."""
+    """The list of objectives; notebooks and folders are linked as pages, files beside docs/ become their names."""
     markdown = markdown.replace(MARK, objectives()) if MARK in markdown else markdown
     return re.sub(
         r"\[([^\]\n]+)\]\(([^)\s]+)\)", lambda match: linked(match, Path(page.file.src_uri).parent), markdown
     )
+
+
+def on_page_content(html, page, config, files):
+    """What a function returns has no name here: without the dash that stands after one."""
+    return re.sub(r'(<li class="doc-section-item field-body">)\s*–', r"\1", html)
 
 
 def linked(match: re.Match, folder: Path) -> str:
@@ -54,18 +57,9 @@ def linked(match: re.Match, folder: Path) -> str:
 
 
 def objectives() -> str:
-    """A heading, the equation as MathML and the docstring of each function."""
-    equations = tomllib.loads((DOCS / "equations.toml").read_text(encoding="utf-8"))
+    """Every function, with its equation and its docstring (see `docstrings.py`)."""
     modules = homes(DOCS.parent / "crate_jax" / "objectives" / "__init__.py")
-    parts = []
-    for name, latex in equations.items():
-        mathml = convert(latex, display="block").replace("\n", "")
-        parts.append(
-            f'## {name}\n\n<div class="equation">{mathml}</div>\n\n'
-            f"::: {modules[name]}.{name}\n    options:\n      show_root_heading: false\n"
-            "      show_root_toc_entry: false\n"
-        )
-    return "\n".join(parts)
+    return "\n\n".join(f"::: {module}.{name}" for name, module in sorted(modules.items()))
 
 
 def homes(init: Path) -> dict[str, str]:
