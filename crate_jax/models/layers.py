@@ -98,8 +98,8 @@ def _layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float, dtyp
 
 
 def _mean_and_rate(x, eps):
-    """Mean and 1/√(variance + ε) of each row, from one reading of it, while the residual is added. E[x²] − E[x]² loses
-    digits where the mean is large against the deviation, but far fewer than the entries, being bfloat16, have lost by then.
+    """Mean and 1/√(variance + ε) of each row, from one reading of it. E[x²] − E[x]² loses digits where the mean is large
+    against the deviation, but far fewer than the entries, being bfloat16, have lost by then.
     """
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
