@@ -92,16 +92,21 @@ class LayerNorm(nnx.LayerNorm):
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float, dtype) -> jax.Array:
     # x is a matrix of rows, here and in `_rms_norm`.
-    return _layer_norm_forward(x, gain, bias, eps, dtype)[0]
+    mean, rate = _mean_and_rate(x, eps)
+    return ((x.astype(jnp.float32) - mean) * rate * gain + bias).astype(dtype)
+
+
+def _mean_and_rate(x, eps):
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    return mean, jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
 
 
 def _layer_norm_forward(x, gain, bias, eps, dtype):
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axis=-1, keepdims=True)
-    rate = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
+    mean, rate = _mean_and_rate(x, eps)
     # Left to itself XLA takes the mean again wherever it is used, and then writes y ∂out in float32 to sum its columns.
     saved = jax.lax.optimization_barrier((mean, rate))
-    return ((wide - mean) * rate * gain + bias).astype(dtype), (x, gain, *saved)
+    return ((x.astype(jnp.float32) - mean) * rate * gain + bias).astype(dtype), (x, gain, *saved)
 
 
 def _layer_norm_backward(eps, dtype, saved, grad):
@@ -132,15 +137,19 @@ class RMSNorm(nnx.Module):
 
 @jax.custom_vjp
 def _rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
-    return _rms_norm_forward(x, gain)[0]
+    return (x.astype(jnp.float32) * _rate(x) * gain).astype(x.dtype)
+
+
+def _rate(x):
+    wide = x.astype(jnp.float32)
+    return jax.lax.rsqrt(row_dot(wide, wide, x.dtype) / x.shape[-1] + LAYER_NORM_EPS)
 
 
 def _rms_norm_forward(x, gain):
-    wide = x.astype(jnp.float32)
-    rate = jax.lax.rsqrt(row_dot(wide, wide, x.dtype) / x.shape[-1] + LAYER_NORM_EPS)
+    rate = _rate(x)
     if x.dtype != jnp.float32:
         rate = jax.lax.optimization_barrier(rate)  # As in `_layer_norm_forward`.
-    return (wide * rate * gain).astype(x.dtype), (x, gain, rate)
+    return (x.astype(jnp.float32) * rate * gain).astype(x.dtype), (x, gain, rate)
 
 
 def _rms_norm_backward(saved, grad):

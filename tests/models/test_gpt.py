@@ -109,6 +109,13 @@ def test_rms_norm_agrees_with_flax():
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [layers.RMSNorm, layers.layer_norm])
+def test_norms_in_bfloat16_are_the_same_with_and_without_a_gradient(make):
+    norm = make(24, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (7, 24), jnp.bfloat16)
+    np.testing.assert_array_equal(norm(x), jax.vjp(norm, x)[0])
+
+
 def test_bert_sees_everything_but_masked_tokens():
     model, params, tokens = _case(models.IGPTConfig(**SMALL, causal=False))
     assert model.num_params == models.create(CAUSAL[0]).num_params - SMALL["dim"]  # No start token.
@@ -126,11 +133,11 @@ def test_cached_logits_equal_the_uncached_at_every_position(case):
     model, params, tokens = case
     expected = model.apply(params, tokens)[0]
     decode = jax.jit(model.decode)
-    for stages in (1, 2):  # A cache of full length, and one that grows on the way.
+    for stages in (1, 2):  # A cache of full length, and one that is cut short up to the middle.
         cache = model.init_cache(len(tokens), 16 // stages)
         for t in range(tokens.shape[1]):
             if t == 8 and stages == 2:
-                cache = decoding.grow(cache, 16)
+                cache = decoding.extend(model.init_cache(len(tokens)), cache, 0)
             # The token given at position 0 must not matter.
             logits, cache = decode(params, tokens[:, t - 1], cache, t)
             np.testing.assert_allclose(logits, expected[:, t], rtol=1e-5, atol=1e-5, err_msg=f"position {t}")
