@@ -100,15 +100,16 @@ def _one_kernel(arrays, truth, shared, *, kernel: str, causal: bool) -> dict[str
     return errors | {"gradient of padding": float(jnp.sum(jnp.abs(outside.astype(jnp.float32))))}
 
 
-def equal_bits(*, small: bool) -> dict:
-    """Whether three training steps give the same bits twice, with the flags that this process runs under."""
+def equal_bits(*, small: bool, deterministic: bool = False) -> dict:
+    """Whether three training steps give the same bits twice."""
     from benchmarks import ours
     from benchmarks.workloads import WORKLOADS, tiny
     from crate_jax.parallel.sharding import shard_batch
     from crate_jax.training import state
 
     workload = tiny(WORKLOADS["crate_tiny"]) if small else WORKLOADS["crate_tiny"]
-    training = ours.Training(workload, {"dtype": "float32" if small else "bfloat16"})
+    fields = {"dtype": "float32" if small else "bfloat16", "deterministic": deterministic}
+    training = ours.Training(workload, fields)
     training.compile()
     rng = np.random.default_rng(0)
     size = workload.batch
@@ -207,6 +208,7 @@ def _timed(function: Callable, *operands) -> dict:
 CHECKS = {
     "kernels": kernels,
     "equal_bits": equal_bits,
+    "equal_bits_deterministic": functools.partial(equal_bits, deterministic=True),
     "portable": portable,
     "layer_metric": layer_metric,
     "coding_rate_gradient": coding_rate_gradient,

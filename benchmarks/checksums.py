@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax import models
+from crate_jax.runs import sums
 from crate_jax.training import checkpoint, checksums
 from crate_jax.training.state import TrainState
 
@@ -58,7 +59,7 @@ def main(root: Path) -> None:
         folder = root / "checkpoints" / str(step)
         # The same sums once more, on files that are still in the page cache, as they are when the list is written.
         watch = Stopwatch()
-        checksums._sums(checksums.files_of(folder))
+        sums.sums(checksums.files_of(folder))
         seconds["sums"].append(watch.read())
         watch = Stopwatch()
         assert checksums.damage(folder) is None

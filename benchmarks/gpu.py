@@ -19,7 +19,6 @@ WAVES = [
     [("vit_small", ("default",)), ("crate_large", ("default",))],
     [("igpt_small_sampling", ("default",)), ("crate_base", ("xla", "scanned", "padded_in_attention"))],
 ]
-DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
 
 
 def wave(session: Session, jobs: list[tuple[str, tuple[str, ...]]]) -> None:
@@ -58,23 +57,11 @@ def checks(session: Session) -> None:
 
 
 def deterministic(session: Session) -> None:
-    """Equal bits and their price: the default CRATE-B again, in a process with deterministic kernels."""
-    worker = Worker("ours", session.log, DETERMINISTIC)
-    usual, session.ours = session.ours, worker
-    try:
-        answer = worker.ask(min(session.left, 120), do="check", name="equal_bits", tiny=session.small)
-        session.note("equal_bits, deterministic", answer)
-        before = session.found["results"].get("crate_base/default")
-        names = session.prepare([("crate_base", "default")])
-        session.measure("crate_base", names, ["default"], turns=1)
-        session.note(
-            "crate_base/default, deterministic", session.found["results"].pop("crate_base/default", None)
-        )
-        if before is not None:
-            session.note("crate_base/default", before)
-    finally:
-        worker.close()
-        session.ours = usual
+    """Equal bits, and what a deterministic step of CRATE-B costs."""
+    request = {"do": "check", "name": "equal_bits_deterministic", "tiny": session.small}
+    session.note("equal_bits, deterministic", session.ours.ask(min(session.left, 120), **request))
+    names = session.prepare([("crate_base", "deterministic")])
+    session.measure("crate_base", names, ["deterministic"], turns=1)
 
 
 def main() -> None:

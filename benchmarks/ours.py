@@ -28,6 +28,7 @@ def make_run(workload: Workload, fields: dict[str, Any]):
     file, _, variant = workload.config.partition(":")
     described = runpy.run_path(str(ROOT / file))["get_config"](variant).to_dict()
     changed = {**dict(workload.model), **fields}
+    described["deterministic"] = changed.pop("deterministic", False)
     changed.setdefault("dtype", "float32" if jax.default_backend() == "cpu" else "bfloat16")
     described["model"] |= changed
     described["optimizer"] |= LION
@@ -144,8 +145,8 @@ def make(workload: Workload, fields: dict[str, Any]) -> Training | Sampling:
     fields = dict(fields)
     unit = fields.pop("unit", None)
     known = {field.name for field in dataclasses.fields(make_run(workload, {})[0].config.model)}
-    if not set(fields) <= known:
-        raise ValueError(f"the model has no field {', '.join(sorted(set(fields) - known))}")
+    if unknown := set(fields) - known - {"deterministic"}:
+        raise ValueError(f"the model has no field {', '.join(sorted(unknown))}")
     with kernels_of(unit):
         return {"train": Training, "sample": Sampling}[workload.kind](workload, fields)
 

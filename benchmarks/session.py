@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[1]
 class Worker:
     """A process that answers one request at a time; `send` and `receive` apart, so that two can work at once."""
 
-    def __init__(self, side: str, log: Path, environment: dict[str, str] | None = None):
+    def __init__(self, side: str, log: Path):
         self.side = side
         memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", side],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("a"), text=True, cwd=ROOT,
-            env={**memory, **os.environ, "PYTHONPATH": path, **(environment or {})},
+            env={**memory, **os.environ, "PYTHONPATH": path},
         )  # fmt: skip
         self.answers: queue.Queue = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()

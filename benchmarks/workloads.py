@@ -47,14 +47,15 @@ WORKLOADS = {
     ),
 }
 
-# Ours in other forms than the default: fields of the model, and `unit` of the kernel (1: tokens are padded in every call of
-# attention, not once for all layers).
+# Ours in other forms than the default: fields of the model, `deterministic` of the run, and `unit` of the kernel (1: tokens
+# are padded in every call of attention, not once for all layers).
 VARIANTS = {
     "default": {},
     "xla": {"attention_kernel": "xla"},
     "scanned": {"scan": True},
     "unrolled": {"scan": False},
     "padded_in_attention": {"unit": 1},
+    "deterministic": {"deterministic": True},
 }
 
 # For rehearsals: fields of the model, and of how long is measured.

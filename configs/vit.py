@@ -2,7 +2,7 @@
 
     python -m crate_jax.train --config=configs/vit.py --workdir=runs/vit
 
-Hardware: 2 CPU cores, two minutes. Measured: 97.5 % of the 360 held-out images.
+Hardware: 2 CPU cores, two minutes. Measured: 98.6 % of the 360 held-out images.
 
 Variants (--config=configs/vit.py:VARIANT):
     cifar10     the recipe of configs/crate.py:cifar10 for ViT-Tiny

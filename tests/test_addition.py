@@ -98,6 +98,7 @@ def test_mistakes(tmp_path, changes, message):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_default_learns_to_add(tmp_path, optimized):
     values = train(load_config({}, "configs/addition.py"), tmp_path)
     assert values["eval/exact_match"] >= 0.99

@@ -1,6 +1,7 @@
 """The runs that ship with the package: what is stated of them, their size, and mistakes."""
 
 import json
+import shutil
 import tomllib
 
 import numpy as np
@@ -40,6 +41,15 @@ def test_builtin_runs_are_small_and_in_the_package():
     assert set(files_of) <= packed
 
 
+def test_damaged_parameters_are_refused(tmp_path):
+    folder = shutil.copytree(builtin.FOLDER / "crate-digits", tmp_path / "run")
+    content = bytearray((folder / "params.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "params.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"params\.safetensors is damaged \(other checksum\)"):
+        open_run(folder)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -63,6 +73,8 @@ def test_a_run_is_made_small(tmp_path):
     )
     for name in ("params.safetensors", "metrics.jsonl"):
         assert (tmp_path / "a" / name).read_bytes() == (source / name).read_bytes(), name
+    for folder in (tmp_path / "a", source):
+        assert (folder / "checksums.txt").is_file() and workdirs.damage(folder) == []
     assert workdirs.read_config(tmp_path / "a") == workdirs.read_config(source)
     assert workdirs.read_dataset(tmp_path / "a") == workdirs.read_dataset(source)
     (tmp_path / "a" / "config.json").write_text(

@@ -102,6 +102,28 @@ def test_the_run_is_one_like_any_other(folder, palette, data, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
+def test_its_report_is_made_of_images_of_ones_own(folder, tmp_path):
+    """No data and no metrics: every section that looks at images is made of a folder of any."""
+    workdir, _ = make(folder, "crate_official", ".pth")
+    rng = np.random.default_rng(1)
+    for number, shape in enumerate([(40, 50, 3), (33, 32, 3), (64, 20)]):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, shape, np.uint8))
+    assert report.main(["report", f"--workdir={workdir}", f"--input={tmp_path}"]) is None
+    made = json.loads((workdir / "report" / "report.json").read_text())
+    shown = {section["name"]: section for section in made["sections"]}
+    assert shown.keys() == {"layerwise", "attention", "segmentation", "subspaces", "atoms"}
+    for name, section in shown.items():
+        assert section["tables"] and section["values"], name
+    said = [
+        shown["layerwise"]["text"],
+        *(shown[name]["tables"][0]["title"] for name in ("attention", "segmentation")),
+    ]
+    assert all(f"3 images of {tmp_path}" in text for text in said)
+    assert shown["layerwise"]["values"]["count"] == 3
+    assert (made["run"]["step"], made["run"]["evaluation"]) == (0, {})
+
+
 def test_where_it_comes_from(folder):
     workdir, _ = make(folder, "crate_official", ".pth")
     file = folder / "crate_official.pth"

@@ -126,7 +126,8 @@ def test_an_empty_folder_is_refused(digits, tmp_path):
         call(digits, "--mode=complete", f"--input={tmp_path}")
 
 
-def test_a_run_of_another_task_is_refused():
+def test_a_run_of_another_task_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="was trained for task 'classify'; accepted: autoregressive, joint"):
         call("builtin:crate-digits")
 
@@ -149,6 +150,7 @@ def test_positions_and_image_size_must_agree(digits, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("variant", ["crate", "bert", "crate_bert"])
 def test_variants_learn(tmp_path, variant, optimized):
     values = train(load_config({"total_epochs": 3.0}, "configs/igpt.py", variant), tmp_path)

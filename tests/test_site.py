@@ -1,5 +1,6 @@
 """The pages beside the numbers: links, named tests, equations, extras, tutorials, and the site itself."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -66,6 +67,19 @@ def test_every_extra_is_explained():
     for where in ("README.md", "docs/install.md", "docs/index.md"):
         for names in re.findall(r"pip install '?\.\[([\w,]+)\]", (ROOT / where).read_text(encoding="utf-8")):
             assert set(names.split(",")) <= set(extras), where
+
+
+def test_configurations_say_the_accuracy_that_is_recorded():
+    """The default of each classifier, seed 0."""
+    files = {"CRATE": "base", "CRATE-α": "crate_alpha", "ViT": "vit", "ToST": "tost"}
+    recorded = {}
+    for name in ("digits", "digits-families"):
+        recorded |= json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))["values"]
+    for family, file in files.items():
+        said = re.search(
+            r"Measured: ([\d.]+) %", (ROOT / "configs" / f"{file}.py").read_text(encoding="utf-8")
+        )
+        assert float(said[1]) == round(recorded[family]["accuracies %"][0], 1), file
 
 
 @pytest.mark.parametrize("name", ["objectives", "compare"])

@@ -92,10 +92,12 @@ class _LeftOut:
 
     def __init__(self):
         self._empty: list[str] = []
+        self._folders: list[str] = []
         self._files: collections.Counter[str] = collections.Counter()
 
-    def add(self, folder: str, images: list[str], others: list[str]) -> None:
-        """A class folder: paths of its images, names of its other files."""
+    def add(self, folder: str, images: list[str], others: list[str], folders: list[str]) -> None:
+        """A class folder: paths of its images, names of its other files, paths of the folders in it."""
+        self._folders += folders
         self._files.update(os.path.splitext(name)[1].lower() or name for name in others)
         if not images:
             self._empty.append(folder)
@@ -108,10 +110,15 @@ class _LeftOut:
             found.append(
                 f"folder {path}: class folders without images are left out ({len(self._empty)}): {names}"
             )
+        if self._folders:
+            names = ", ".join(f"{os.path.relpath(folder, path)}/" for folder in sorted(self._folders)[:5])
+            found.append(
+                f"folder {path}: folders inside class folders are left out ({len(self._folders):,}): {names}"
+            )
         if self._files:
             kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self._files.most_common(5))
             found.append(
-                f"folder {path}: files without a suffix of images are left out ({self._files.total():,}): {kinds}"
+                f"folder {path}: files that are no images are left out ({self._files.total():,}): {kinds}"
             )
         return tuple(found)
 
@@ -133,7 +140,7 @@ def _class_folders(path: Path, excluded: str | None, left_out: _LeftOut) -> dict
     """
     images, broken = {}, []
     for directory in _directories(path, excluded):
-        files, others = [], []
+        files, others, folders = [], [], []
         with os.scandir(directory.path) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -141,9 +148,13 @@ def _class_folders(path: Path, excluded: str | None, left_out: _LeftOut) -> dict
                 image = entry.name.lower().endswith(IMAGE_SUFFIXES)
                 if entry.is_file():
                     (files if image else others).append(entry.path if image else entry.name)
+                elif entry.is_dir():
+                    folders.append(entry.path)
                 elif image and entry.is_symlink():
                     broken.append(entry.path)
-        left_out.add(directory.path, files, others)
+                else:
+                    others.append(entry.name)
+        left_out.add(directory.path, files, others, folders)
         if files:
             name = class_name(directory.name)
             if name in images:
@@ -206,7 +217,18 @@ def _image_files(path: Path) -> list[Path]:
         raise InputError(f"no file or folder {path}; accepted: an image, or a folder of images")
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(file for file in path.rglob("*") if _is_image(file.relative_to(path)))
+    if broken := [file for file in files if file.is_symlink() and not file.exists()]:
+        raise InputError(
+            f"folder {path}: {len(broken):,} image files are links to what is not there, such as {broken[0]}; accepted: "
+            "links to files that can be read"
+        )
+    files = [file for file in files if file.is_file()]
     if not files:
         raise InputError(f"folder {path} holds no images; accepted: {', '.join(IMAGE_SUFFIXES)}")
     return files
+
+
+def _is_image(file: Path) -> bool:
+    """By its name; not what systems put beside images, whose names begin with a dot."""
+    return file.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in file.parts)

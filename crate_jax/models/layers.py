@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# torch.nn.LayerNorm: eps 1e-5 and the two-pass variance. flax defaults to 1e-6 and E[x²] − E[x]², which loses digits.
+# torch.nn.LayerNorm: eps 1e-5 and the two-pass variance. flax defaults to 1e-6 and E[x²] − E[x]², which loses digits of a
+# float32 input (for bfloat16 see `_mean_and_rate`).
 LAYER_NORM_EPS = 1e-5
 
 
@@ -92,16 +93,25 @@ class LayerNorm(nnx.LayerNorm):
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float, dtype) -> jax.Array:
     # x is a matrix of rows, here and in `_rms_norm`.
-    return _layer_norm_forward(x, gain, bias, eps, dtype)[0]
+    mean, rate = _mean_and_rate(x, eps)
+    return ((x.astype(jnp.float32) - mean) * rate * gain + bias).astype(dtype)
+
+
+def _mean_and_rate(x, eps):
+    """Mean and 1/√(variance + ε) of each row, from one reading of it. E[x²] − E[x]² loses digits where the mean is large
+    against the deviation, but far fewer than the entries, being bfloat16, have lost by then.
+    """
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean)
+    return mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + eps)
 
 
 def _layer_norm_forward(x, gain, bias, eps, dtype):
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axis=-1, keepdims=True)
-    rate = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
+    mean, rate = _mean_and_rate(x, eps)
     # Left to itself XLA takes the mean again wherever it is used, and then writes y ∂out in float32 to sum its columns.
     saved = jax.lax.optimization_barrier((mean, rate))
-    return ((wide - mean) * rate * gain + bias).astype(dtype), (x, gain, *saved)
+    return ((x.astype(jnp.float32) - mean) * rate * gain + bias).astype(dtype), (x, gain, *saved)
 
 
 def _layer_norm_backward(eps, dtype, saved, grad):
@@ -132,15 +142,19 @@ class RMSNorm(nnx.Module):
 
 @jax.custom_vjp
 def _rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
-    return _rms_norm_forward(x, gain)[0]
+    return (x.astype(jnp.float32) * _rate(x) * gain).astype(x.dtype)
+
+
+def _rate(x):
+    wide = x.astype(jnp.float32)
+    return jax.lax.rsqrt(row_dot(wide, wide, x.dtype) / x.shape[-1] + LAYER_NORM_EPS)
 
 
 def _rms_norm_forward(x, gain):
-    wide = x.astype(jnp.float32)
-    rate = jax.lax.rsqrt(row_dot(wide, wide, x.dtype) / x.shape[-1] + LAYER_NORM_EPS)
+    rate = _rate(x)
     if x.dtype != jnp.float32:
         rate = jax.lax.optimization_barrier(rate)  # As in `_layer_norm_forward`.
-    return (wide * rate * gain).astype(x.dtype), (x, gain, rate)
+    return (x.astype(jnp.float32) * rate * gain).astype(x.dtype), (x, gain, rate)
 
 
 def _rms_norm_backward(saved, grad):

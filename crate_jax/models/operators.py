@@ -107,8 +107,9 @@ class MSSA(nnx.Module):
             )
             return self._add_bias(out)[:, :wanted]
         w = self._coordinates(z)
-        if wanted is None:
-            return self._join(attend_shared(w, causal=self.causal, real=real, kernel=self.kernel))
+        if wanted is None or self.causal:
+            mixed = attend_shared(w, causal=self.causal, real=real, kernel=self.kernel)
+            return self._join(mixed[:, :wanted])
         # Few queries: there is little to gain from another kernel, and padding to lose.
         return self._join(attend(w[:, :wanted], w, w, real=real))
 

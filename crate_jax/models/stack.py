@@ -110,7 +110,7 @@ class Stack(nnx.Module):
           x: tokens `[b, n, d]`.
           trace: what is wanted of every block's intermediates.
           wanted: only the first so many tokens are returned, and the last layer is computed for them alone.
-          dropout: see `Block`; not together with `wanted`.
+          dropout: see `Block`.
           edit: what becomes of the tokens after each block; it must treat every token alike. A trace shows them before it.
         Returns:
           `(tokens, trace)`. The trace has a leading axis of length `depth`; it is None when `trace` is False.
@@ -125,11 +125,13 @@ class Stack(nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, extra), (0, 0))) if extra else x
         if wanted is None:
             return self._run(x, False, real, self.depth, dropout, edit)[0][:, :length], None
-        x, _ = self._run(x, False, real, self.depth - 1, edit=edit)
+        number = self.depth - 1
+        x, _ = self._run(x, False, real, number, dropout, edit)
         graphdef, stacked = nnx.split(self.blocks)
         last = nnx.merge(graphdef, gather(jax.tree.map(lambda leaf: leaf[-1], stacked)))
-        x = last(_placed(x), real=real, wanted=wanted)[0]
-        return (x if edit is None else edit(self.depth - 1, x)), None
+        options: dict[str, Any] = {} if dropout is None else {"dropout": dropout.at(number)}
+        x = last(_placed(x), real=real, wanted=wanted, **options)[0]
+        return (x if edit is None else edit(number, x)), None
 
     def _run(
         self,

@@ -29,6 +29,8 @@ from crate_jax.settings import one_of
 from crate_jax.training.opening import Opened
 
 PAGE = "index.html"
+# What report.json holds of a section that was made.
+MADE = {"name", "title", "text", "tables", "figures"}
 # The console counts the pictures of a section that has more than this, and names the others.
 SEVERAL = 3
 
@@ -221,6 +223,6 @@ def _earlier(folder: Path) -> dict[str, dict[str, Any]]:
     """The sections of the report that is there, by name; those that were not made are left out."""
     try:
         sections = json.loads((folder / "report.json").read_text(encoding="utf-8"))["sections"]
-        return {section["name"]: section for section in sections if "tables" in section}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {section["name"]: section for section in sections if section.keys() >= MADE}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # None, or not one of ours: then all is made anew.

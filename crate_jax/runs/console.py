@@ -21,13 +21,22 @@ PROGRESS_LINES, PROGRESS_SECONDS = 30, 10
 
 
 class _Console(Console):
-    """Rich's, for a stdout whose reader may go away."""
+    """Rich's, for a stdout whose reader may go away, or whose disk may be full."""
+
+    def print(self, *objects, **options) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self._lost(f"stdout cannot be written ({error.strerror})")
 
     def on_broken_pipe(self) -> None:
+        self._lost("nobody reads stdout any more")
+
+    def _lost(self, what: str) -> None:
         """Say so on stderr; a run that trains is stopped and saved as by SIGTERM, all else ends."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("error: nobody reads stdout any more; a run that trains is saved", file=sys.stderr, flush=True)
+        print(f"error: {what}; a run that trains is saved", file=sys.stderr, flush=True)
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             raise SystemExit(1)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -130,7 +130,9 @@ class ThroughputWindow:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file; a torn one, left by a killed run, or one that is no object with a step, is skipped."""
+    """The lines of a metrics file; a torn one, left by a killed run, or one that is no object of numbers with a step, is
+    skipped.
+    """
     lines = []
     if Path(path).exists():
         for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -138,8 +140,9 @@ def read_metrics(path: Path) -> list[dict]:
                 line = json.loads(text)
             except ValueError:
                 continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                lines.append(line)
+            if isinstance(line, dict) and type(line.get("step")) is int:
+                if all(isinstance(value, int | float) for value in line.values()):
+                    lines.append(line)
     return lines
 
 

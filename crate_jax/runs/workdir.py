@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from crate_jax.data.dataset import class_name
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.models.config import ModelConfig
 from crate_jax.parallel import processes
-from crate_jax.runs import optimizers
+from crate_jax.runs import optimizers, sums
 from crate_jax.runs.config import Config, from_config_dict, to_config_dict
+from crate_jax.runs.console import console
 from crate_jax.runs.metrics import read_metrics, write_atomically
 
+# Text that says what a run is and what it was trained on.
+DESCRIPTIONS = ("config.json", "dataset.json")
 # The palette of a run on colour tokens, see `crate_jax.data.palette`.
 PALETTE = "palette.npy"
 # The parameters of a run that is kept without checkpoints, by their paths.
@@ -25,6 +29,10 @@ PARAMS = "params.safetensors"
 PROVENANCE = "provenance.json"
 # Of a model's fields those that may differ from start to start: how it is computed or how it began, not what it is.
 FREE = ("model.scan", "model.remat", "model.attention_kernel", "model.mssa_std")
+NO_CHECKPOINTS = (
+    "--workdir: {} holds the metrics of a run but no checkpoints; to start afresh give another --workdir, or move "
+    "metrics.jsonl away"
+)
 # Settings of older versions that no longer exist and never changed what a run computes.
 DROPPED = ("data.benchmark",)
 
@@ -40,10 +48,11 @@ def check(workdir: Path, config: Config, info: DatasetInfo | None = None) -> lis
     Returns:
       what has changed since the last start, in words.
     Raises:
-      InputError: the folder holds another model or task, or a part of a run, or is a file.
+      InputError: the folder holds another model or task, or a part of a run, a damaged file, or is no folder.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir: {workdir} is a file; accepted: a folder, or a name for a new one")
+    if os.path.lexists(workdir) and not workdir.is_dir():
+        what = "a file" if workdir.exists() else "a link to what is not there"
+        raise InputError(f"--workdir: {workdir} is {what}; accepted: a folder, or a name for a new one")
     if (workdir / PROVENANCE).is_file():
         raise InputError(
             f"--workdir: {workdir} holds parameters from elsewhere ({PROVENANCE}); to train from them give a new --workdir "
@@ -56,10 +65,7 @@ def check(workdir: Path, config: Config, info: DatasetInfo | None = None) -> lis
             )
         return []
     if read_metrics(workdir / "metrics.jsonl") and not (workdir / "checkpoints").is_dir():
-        raise InputError(
-            f"--workdir: {workdir} holds the metrics of a run but no checkpoints; to start afresh give another --workdir, "
-            "or move metrics.jsonl away"
-        )
+        raise InputError(NO_CHECKPOINTS.format(workdir))
     before, now = _flat(read_config(workdir)), _flat(config)
     different = {
         key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)
@@ -73,13 +79,50 @@ def check(workdir: Path, config: Config, info: DatasetInfo | None = None) -> lis
         raise InputError(
             f"--workdir: {workdir} holds another run ({'; '.join(fatal)}); give another --workdir to start afresh"
         )
-    changes = [f"{key} was {old}, is {new}" for key, (old, new) in different.items()]
+    changes = [*damage(workdir), *(f"{key} was {old}, is {new}" for key, (old, new) in different.items())]
+    if has_checkpoints(workdir) and not (workdir / "metrics.jsonl").exists():
+        changes.append("metrics.jsonl is gone; it starts again where the run goes on")
     return changes if info is None else changes + _changed_data(workdir, config, info)
+
+
+def damage(workdir: Path) -> list[str]:
+    """What of the folder is not as it was written, in words: text that somebody may have edited.
+
+    Nothing is known of the folders of older versions, which hold no checksums.
+
+    Raises:
+      InputError: a damaged palette or damaged parameters, which nobody edits; or a damaged list.
+    """
+    if not (workdir / sums.LIST).is_file():
+        return []
+    try:
+        expected = sums.read(workdir / sums.LIST)
+    except ValueError as error:
+        raise InputError(f"--workdir: {workdir}: {error}; restore it, or remove it") from None
+    other = [
+        name
+        for name in expected
+        if (workdir / name).is_file() and sums.sum_of(workdir / name) != expected[name]
+    ]
+    for name in set(other) - set(DESCRIPTIONS):
+        raise InputError(f"--workdir: {workdir / name} is damaged (other checksum); restore it")
+    return [f"{name} is not as it was written: edited by hand, or damaged" for name in other]
+
+
+def say_damage(workdir: Path) -> None:
+    """Print what `damage` finds, before a run is opened."""
+    for text in damage(workdir):
+        console.print(f"--workdir: in {workdir} {text}")
 
 
 def has_checkpoints(workdir: Path) -> bool:
     """Whether anything was saved there, readable or not."""
     return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+
+
+def holds_parameters(workdir: Path) -> bool:
+    """Whether a model was saved there, in checkpoints or without."""
+    return has_checkpoints(workdir) or (workdir / PARAMS).is_file()
 
 
 def _changed_data(workdir: Path, config: Config, now: DatasetInfo) -> list[str]:
@@ -89,6 +132,11 @@ def _changed_data(workdir: Path, config: Config, now: DatasetInfo) -> list[str]:
       InputError: other classes, so that a label means another one, for a model that learns them.
     """
     if not (workdir / "dataset.json").is_file():
+        if has_checkpoints(workdir):
+            raise InputError(
+                f"--workdir: {workdir} holds checkpoints but no dataset.json, which says what its labels mean; restore it, "
+                "or give another --workdir"
+            )
         return []
     before, changes = read_dataset(workdir), []
     if tuple(map(class_name, before.class_names)) != now.class_names:
@@ -126,15 +174,23 @@ def write(workdir: Path, config: Config, info: DatasetInfo, colours: np.ndarray 
     if processes.is_first():
         (workdir / "report").mkdir(parents=True, exist_ok=True)
         values = to_config_dict(config).to_dict()
+        (workdir / sums.LIST).unlink(missing_ok=True)  # A kill from here on leaves no list, not a wrong one.
         write_atomically(workdir / "config.json", json.dumps(without_none(values), indent=2) + "\n")
         write_atomically(workdir / "dataset.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
         if colours is not None:
             palette.save(colours, workdir / PALETTE)
+        write_sums(workdir)
     processes.wait("workdir written")
     if not (workdir / "config.json").is_file():
         raise InputError(
             f"--workdir: process 0 wrote to {workdir}, which this host does not see; accepted: a shared folder"
         )
+
+
+def write_sums(workdir: Path) -> None:
+    """Write the list of checksums of what says what a run is, see `damage`."""
+    files = [path for name in (*DESCRIPTIONS, PALETTE, PARAMS) if (path := workdir / name).is_file()]
+    write_atomically(workdir / sums.LIST, sums.lines(workdir, files))
 
 
 def read_config(workdir: Path) -> Config:

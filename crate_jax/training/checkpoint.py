@@ -25,6 +25,8 @@ from crate_jax.training.state import TrainState
 NO_SCORE = float("-inf")
 # Names of checkpoints beside their steps.
 LATEST, BEST = "latest", "best"
+# What a disk may refuse a file for; Orbax and TensorStore pass it on as text.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # Where a run that goes on puts checkpoints that it cannot use, beside `checkpoints`.
 SET_ASIDE = "damaged"
 
@@ -45,8 +47,10 @@ class Checkpoints:
         self.directory = Path(workdir).absolute() / "checkpoints"
         if not create and not self.directory.is_dir():
             raise InputError(f"workdir: no checkpoints in {workdir}; give the --workdir of a training run")
-        # Orbax logs dozens of lines a save, and hundreds when one fails; `_saving` says which and why.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Orbax logs dozens of lines a save, and hundreds when one fails; `_saving` says which and why. Tasks of a read that
+        # fails are reported by asyncio, one by one.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._manager: ocp.CheckpointManager | None = None
         self._damaged: dict[int, str] = {}
         self._checked: set[int] = set()
@@ -56,7 +60,10 @@ class Checkpoints:
         if not self.directory.is_dir():
             return []
         names = (path.name for path in self.directory.iterdir() if path.is_dir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        # A folder called 007 is none that was saved, and steps are int32.
+        return sorted(
+            int(name) for name in names if name.isdecimal() and name == str(int(name)) and int(name) < 2**31
+        )
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint that is whole; None when there is none. Says which newer ones are not."""
@@ -225,14 +232,14 @@ class Checkpoints:
             found = error
             while not isinstance(found, OSError) and (found.__cause__ or found.__context__) is not None:
                 found = found.__cause__ or found.__context__
-            full = "No space left on device" in str(error)
-            if not full and not isinstance(found, OSError):
+            said = next((number for number in DISK_ERRORS if os.strerror(number) in str(error)), None)
+            if said is None and not isinstance(found, OSError):
                 raise
             if processes.is_first():
                 for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(left, ignore_errors=True)
-            number = errno.ENOSPC if full or not isinstance(found, OSError) else found.errno
-            raise OSError(number, os.strerror(number or errno.EIO), str(self.directory)) from error
+            number = said or getattr(found, "errno", None) or errno.EIO
+            raise OSError(number, os.strerror(number), str(self.directory)) from error
 
     def _restore(self, step: int, handler: ocp.CheckpointHandler, asked: Any) -> Any:
         """What a handler reads of a checkpoint; the files are its own, no list of checkpoints is needed."""
@@ -240,9 +247,12 @@ class Checkpoints:
         checkpointer = ocp.Checkpointer(handler)
         try:
             return checkpointer.restore(folder / "default", args=asked)
-        except (ValueError, KeyError) as error:  # Orbax compares the two in many lines.
-            if not folder.is_dir():  # Deleted while it was read.
-                raise FileNotFoundError(folder) from None
+        except Exception as error:
+            # A run that trains deletes old ones, file by file: Orbax says so by errors of any kind.
+            if not folder.is_dir() or checksums.damage(folder) is not None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from None
+            if not isinstance(error, ValueError | KeyError):  # Of what differs Orbax says it in many lines.
+                raise
             checked = (folder / checksums.LIST).exists()
             raise InputError(
                 f"--workdir: the checkpoint of step {step} in {self.directory} holds another state (optimizer, ema_decay or "
@@ -279,7 +289,7 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         names = (str(step), *(f"{step}-{number}" for number in range(2, 10_000)))
         name = next(name for name in names if not (folder / name).exists())
-        (self.directory / str(step)).rename(folder / name)
+        shutil.move(self.directory / str(step), folder / name)  # `checkpoints` may be a link to another disk.
         _say(f"the checkpoint of step {step} was moved to {folder / name}; remove it when it is not needed")
 
 

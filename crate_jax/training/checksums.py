@@ -6,11 +6,7 @@ metadata: a list that is gone is damage, and so is a folder under the number of 
 """
 
 import asyncio
-import concurrent.futures
 import json
-import re
-import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -18,14 +14,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.future import ChainedFuture
 from orbax.checkpoint.path import atomicity
 
-LIST = "checksums.txt"
+from crate_jax.runs import sums
+from crate_jax.runs.sums import LIST
+
 # Beside the folder of a process, until process 0 has read it.
 OF_PROCESS = "checksums.process_{}"
 METADATA = "_CHECKPOINT_METADATA"
 # Without these no checkpoint is one, of whatever version.
 ALWAYS_THERE = (METADATA, "default/_METADATA", "default/manifest.ocdbt", "metrics/metrics")
-CHUNK = 1 << 20
-LINE = re.compile(r"([0-9a-f]{8}) ([0-9]+) (.+)")
 
 
 def about(step: int) -> dict:
@@ -43,7 +39,7 @@ class SummingHandler(ocp.StandardCheckpointHandler):
         def sum_up() -> None:
             folder = Path(directory)
             own = [path for path in files_of(folder / f"ocdbt.process_{process}")]
-            (folder / OF_PROCESS.format(process)).write_text(_lines(folder, own), encoding="utf-8")
+            (folder / OF_PROCESS.format(process)).write_text(sums.lines(folder, own), encoding="utf-8")
 
         return [ChainedFuture(written or [], sum_up)]
 
@@ -75,13 +71,13 @@ def write_list(folder: Path) -> None:
     lines, known = [], set()
     for part in sorted(folder.glob(f"*/{OF_PROCESS.format('*')}")):
         for line in part.read_text(encoding="utf-8").splitlines():
-            crc, size, name = LINE.fullmatch(line).groups()
+            crc, size, name = sums.LINE.fullmatch(line).groups()
             name = f"{part.parent.name}/{name}"
             known.add(name)
             lines.append(f"{crc} {size} {name}\n")
         part.unlink()
     others = [path for path in files_of(folder) if path.relative_to(folder).as_posix() not in known]
-    (folder / LIST).write_text("".join(lines) + _lines(folder, others), encoding="utf-8")
+    (folder / LIST).write_text("".join(lines) + sums.lines(folder, others), encoding="utf-8")
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -100,12 +96,12 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
             return None
         if not (folder / LIST).exists():
             return f"{LIST} is missing"
-        expected = _read_list(folder)
+        expected = sums.read(folder / LIST)
         there = {path.relative_to(folder).as_posix() for path in files_of(folder)} - {LIST}
         for name in sorted(expected.keys() ^ there):
             return f"{name} is missing" if name in expected else f"{name} is not in {LIST}"
         names = sorted(expected, key=lambda name: (-expected[name][1], name))[part::parts]
-        found = _sums([folder / name for name in names])
+        found = sums.sums([folder / name for name in names])
     except (OSError, ValueError) as error:
         return " ".join(str(error).split())[:200]
     for name, value in zip(names, found, strict=True):
@@ -132,30 +128,3 @@ def has_list(folder: Path) -> dict | None:
 def files_of(folder: Path) -> list[Path]:
     """All files in it, but not what systems put beside them, whose names begin with a dot."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-
-
-def _read_list(folder: Path) -> dict[str, tuple[int, int]]:
-    text = (folder / LIST).read_bytes().decode("utf-8", errors="replace")
-    matches = [LINE.fullmatch(line) for line in text.splitlines()]
-    if not matches or not all(matches):
-        raise ValueError(f"{LIST} is not what was written")
-    return {match[3]: (int(match[1], 16), int(match[2])) for match in matches}
-
-
-def _lines(folder: Path, files: list[Path]) -> str:
-    sums = zip(files, _sums(files), strict=True)
-    return "".join(f"{crc:08x} {size} {path.relative_to(folder).as_posix()}\n" for path, (crc, size) in sums)
-
-
-def _sums(files: Iterable[Path]) -> list[tuple[int, int]]:
-    """CRC-32 and size of each file, several at a time: zlib works outside Python's lock."""
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        return list(pool.map(_sum, files))
-
-
-def _sum(file: Path) -> tuple[int, int]:
-    crc = size = 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-    return crc, size

@@ -28,7 +28,7 @@ from crate_jax.parallel.sharding import shard_batch
 from crate_jax.runs import builtin, workdir
 from crate_jax.runs.config import Duration
 from crate_jax.runs.console import TrainingProgress, console
-from crate_jax.runs.metrics import MetricsWriter, ThroughputWindow
+from crate_jax.runs.metrics import MetricsWriter, ThroughputWindow, read_metrics
 from crate_jax.training import evaluation, steps
 from crate_jax.training.building import Run
 from crate_jax.training.checkpoint import LATEST, Checkpoints
@@ -110,6 +110,8 @@ class _Loop:
         self.stop_requested = False
         self.checkpoints = Checkpoints(run.workdir)
         self.start_step = self.checkpoints.find(LATEST) if self.checkpoints.steps() else 0
+        if not self.start_step:
+            self._say_what_is_written_again()
         self.writer: MetricsWriter | None = None
 
     def close(self) -> None:
@@ -135,6 +137,24 @@ class _Loop:
         self._check_usable(current, int(current.step), values)
         self.writer.write(int(current.step), {**values, "final": True})
         return Result(current, values)
+
+    def _say_what_is_written_again(self) -> None:
+        """Of a run that starts at step 0 in a folder with metrics: it was killed before its first save.
+
+        Raises:
+          InputError: it was not, for it went on for so long that it had saved.
+        """
+        lines = read_metrics(self.run.workdir / "metrics.jsonl")
+        if not lines:
+            return
+        before = dataclasses.replace(self.run, config=workdir.read_config(self.run.workdir))
+        every, last = before.steps(before.config.checkpoint), lines[-1]["step"]
+        # While a checkpoint is written the run goes on, but not past the next one.
+        if lines[-1].get("final") or (every and last >= 2 * every):
+            raise InputError(workdir.NO_CHECKPOINTS.format(self.run.workdir))
+        console.print(
+            f"no checkpoint was saved yet: the run starts anew, its metrics up to step {last} are written again"
+        )
 
     def _say_what_a_new_length_means(self) -> None:
         """Of a run that goes on: the learning rate before and after; or that it is past its end."""

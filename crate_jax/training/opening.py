@@ -52,8 +52,9 @@ def open_run(
       overrides: dotted keys that were changed.
       match_classes: give data the labels that the model was trained on, by class name; else they keep their own.
     Raises:
-      InputError: no run, no such checkpoint, a changed model, or data that the model cannot look at.
+      InputError: no run, no such checkpoint, a damaged file, a changed model, or data that the model cannot look at.
     """
+    workdirs.say_damage(workdir)
     trained, info = workdirs.read_config(workdir), workdirs.read_dataset(workdir)
     config = trained if config is None else config
     model = _computed_as(workdirs.on_any_machine(trained.model), config.model, overrides)

@@ -201,6 +201,7 @@ def make_small(opened: Opened, workdir: Path, command: str) -> None:
         (temporary / "report").rmdir()
         arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat(opened.params).items()}
         files.write(temporary / workdirs.PARAMS, arrays, {})
+        workdirs.write_sums(temporary)
         (temporary / "metrics.jsonl").write_text(
             "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
         )

@@ -94,6 +94,7 @@ def warm_start(current: TrainState, workdir: Path, run: Run) -> TrainState:
     Raises:
       InputError: a checkpoint of another family, or one whose shapes are not those of this model.
     """
+    workdirs.say_damage(workdir)
     trained, model = workdirs.read_config(workdir), run.config.model
     if trained.model.family != model.family:
         raise InputError(

@@ -48,9 +48,9 @@ def choose_palette(run: Run) -> np.ndarray:
       InputError: the run's own palette is gone.
     """
     config = run.config
-    if workdirs.has_checkpoints(run.workdir) and not (run.workdir / workdirs.PALETTE).is_file():
+    if workdirs.holds_parameters(run.workdir) and not (run.workdir / workdirs.PALETTE).is_file():
         raise InputError(
-            f"--workdir: {run.workdir} holds checkpoints of a model of colours but no {workdirs.PALETTE}, which says what "
+            f"--workdir: {run.workdir} holds parameters of a model of colours but no {workdirs.PALETTE}, which says what "
             "they are; restore it, or give another --workdir"
         )
     files = [run.workdir / workdirs.PALETTE]

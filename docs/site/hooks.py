@@ -1,4 +1,4 @@
-"""What mkdocs does besides: pages of results and notebooks, the objectives with their equations, links that leave docs/.
+"""What mkdocs does besides: pages of results and notebooks, names of packages, links that leave docs/.
 
 All of it is made from files of this folder; nothing is imported from the package.
 """
@@ -7,16 +7,14 @@ import ast
 import json
 import re
 import textwrap
-import tomllib
 from html import escape
 from pathlib import Path
 
-from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 DOCS = Path(__file__).parents[1]
 NOTEBOOKS = ("objectives", "inside", "compress")
-MARK = "<!-- every objective -->"
+MARK = re.compile(r"<!-- every name of ([\w.]+) -->")
 
 
 def on_files(files, config):
@@ -35,11 +33,16 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Objectives with their equations; notebooks and folders are linked as pages, files beside docs/ become their names."""
-    markdown = markdown.replace(MARK, objectives()) if MARK in markdown else markdown
+    """The names of a package; notebooks and folders are linked as pages, files beside docs/ become their names."""
+    markdown = MARK.sub(lambda match: names(match[1]), markdown)
     return re.sub(
         r"\[([^\]\n]+)\]\(([^)\s]+)\)", lambda match: linked(match, Path(page.file.src_uri).parent), markdown
     )
+
+
+def on_page_content(html, page, config, files):
+    """What a function returns has no name here: without the dash that stands after one."""
+    return re.sub(r'(<li class="doc-section-item field-body">)\s*–', r"\1", html)
 
 
 def linked(match: re.Match, folder: Path) -> str:
@@ -53,27 +56,16 @@ def linked(match: re.Match, folder: Path) -> str:
     return text if outside and "://" not in target else match.group()
 
 
-def objectives() -> str:
-    """A heading, the equation as MathML and the docstring of each function."""
-    equations = tomllib.loads((DOCS / "equations.toml").read_text(encoding="utf-8"))
-    modules = homes(DOCS.parent / "crate_jax" / "objectives" / "__init__.py")
-    parts = []
-    for name, latex in equations.items():
-        mathml = convert(latex, display="block").replace("\n", "")
-        parts.append(
-            f'## {name}\n\n<div class="equation">{mathml}</div>\n\n'
-            f"::: {modules[name]}.{name}\n    options:\n      show_root_heading: false\n"
-            "      show_root_toc_entry: false\n"
-        )
-    return "\n".join(parts)
-
-
-def homes(init: Path) -> dict[str, str]:
-    """Name → the module that a package's `__init__` takes it from; some modules are called like a function in them."""
-    imports = [
-        node for node in ast.parse(init.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)
-    ]
-    return {alias.name: node.module for node in imports for alias in node.names}
+def names(package: str) -> str:
+    """Every public name of a package, from the module that defines it: some modules are called like their function."""
+    init = DOCS.parent.joinpath(*package.split("."), "__init__.py")
+    body = ast.parse(init.read_text(encoding="utf-8")).body
+    homes = {
+        name.name: node.module for node in body if isinstance(node, ast.ImportFrom) for name in node.names
+    }
+    assigned = {node.targets[0].id: node.value for node in body if isinstance(node, ast.Assign)}
+    public = sorted(ast.literal_eval(assigned["__all__"]), key=str.casefold)
+    return "\n\n".join(f"::: {homes.get(name, package)}.{name}" for name in public)
 
 
 def mentions(page: Path, name: str) -> bool:

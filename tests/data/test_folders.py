@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError
-from crate_jax.data import inspect, load, train
+from crate_jax.data import folders, inspect, load, train
 
 
 def write(path: Path, value: int = 0, shape: tuple[int, ...] = (28, 28)) -> None:
@@ -185,3 +185,15 @@ def test_incomplete_splits_are_refused(tmp_path):
     assert refusal(tmp_path).startswith(f"folder {tmp_path} holds no test images; accepted")
     fill(tmp_path / "test", {"a": 1, "c": 1, "d": 1})
     assert refusal(tmp_path) == f"folder {tmp_path}: classes in the test split but not in train: c, d"
+
+
+def test_images_of_any_folder(tmp_path):
+    """Those in its folders too; nothing that merely has the name of one."""
+    for name in ("1.png", "more/2.png", "more/._2.png", ".thumbnails/1.png"):
+        write(tmp_path / name)
+    (tmp_path / "x.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    assert len(folders.unlabelled(tmp_path)) == 2
+    (tmp_path / "3.png").symlink_to("/not/mounted/3.png")
+    with pytest.raises(InputError, match=r"1 image files are links to what is not there, such as .*/3\.png"):
+        folders.unlabelled(tmp_path)

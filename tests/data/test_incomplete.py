@@ -173,13 +173,24 @@ def folder(root, *paths: str) -> str:
 def test_what_class_folders_leave_out_is_said(tmp_path):
     name = folder(tmp_path, *(f"{c}/{i}.png" for c in ("cow", "dog") for i in range(5)))
     assert notes_of(sources.open_dataset(name)) == ()
-    folder(tmp_path, "cat/1.jfif", "cat/2.jfif", "dog/Thumbs.db", "cow/.DS_Store", "cow/._1.png")
+    folder(
+        tmp_path,
+        "cat/1.jfif",
+        "cat/2.jfif",
+        "dog/Thumbs.db",
+        "cow/.DS_Store",
+        "cow/._1.png",
+        "cow/more/1.png",
+    )
     (tmp_path / "empty").mkdir()
+    (tmp_path / "dog" / "x.png").mkdir()
+    os.mkfifo(tmp_path / "dog" / "pipe.png")
     dataset = sources.open_dataset(name)
     assert dataset.classes == ("cow", "dog")
     assert [note.removeprefix(f"{name.replace(':', ' ')}: ") for note in dataset.notes] == [
         "class folders without images are left out (2): cat/, empty/",
-        "files without a suffix of images are left out (3): 2 .jfif, 1 .db",
+        "folders inside class folders are left out (2): cow/more/, dog/x.png/",
+        "files that are no images are left out (4): 2 .jfif, 1 .db, 1 .png",
     ]
     done = prepare.prepare(name, tmp_path.with_name("records"), num_processes=1)
     assert done.warnings == dataset.notes

@@ -131,8 +131,7 @@ SMALL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("name", "scan"), [*((name, True) for name in SMALL), ("crate", False)])
 def test_nothing_sees_the_padding(stand_in, monkeypatch, name, scan):
     """Tokens padded once for all layers: outputs, gradients and traces of a model are those without padding."""
     monkeypatch.setattr(cudnn, "DTYPES", ("bfloat16", "float32"))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from crate_jax import InputError, models
 from crate_jax.models.layers import Dropout
@@ -48,3 +49,16 @@ def test_a_model_drops_while_training_alone(family):
     np.testing.assert_allclose(apply(jax.random.key(2), False), expected, rtol=1e-6)
     with pytest.raises(InputError, match=r"model.dropout: found 0.5 and no key"):
         model.apply(params, TOKENS, train=True)
+
+
+@pytest.mark.parametrize(("family", "module"), [("igpt", models.IGPT), ("crate_gpt", models.CRATEGPT)])
+def test_tokens_that_are_asked_for_are_dropped_from_too(family, module):
+    """In every layer, the last one included, which is computed for them alone."""
+    config = dataclasses.replace(CONFIGS[family], dtype="float32", attention_kernel="xla", scan=True)
+    stack = module(config, rngs=nnx.Rngs(params=jax.random.key(0))).blocks
+    x, dropout = jax.random.normal(jax.random.key(1), (2, 4, 8)), Dropout(0.5, jax.random.key(2))
+    np.testing.assert_allclose(
+        stack(x, wanted=4, dropout=dropout)[0], stack(x, dropout=dropout)[0], rtol=1e-6
+    )
+    np.testing.assert_allclose(stack(x, wanted=2)[0], stack(x)[0][:, :2], rtol=1e-6)
+    assert np.abs(stack(x, wanted=4)[0] - stack(x, dropout=dropout)[0]).max() > 1e-2

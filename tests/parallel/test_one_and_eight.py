@@ -17,5 +17,5 @@ def test_one_and_eight_devices_train_alike():
     found = json.loads(done.stdout.splitlines()[-1])
     assert max(found["distances"]) <= 1e-5, found
     one, eight = np.array(found["accuracies"]).T
-    assert min(one) > 0.85, found  # They have learned something.
+    assert min(one) > 0.8, found  # They have learned something.
     assert abs(np.mean(eight - one)) <= 0.01, found

@@ -1,13 +1,14 @@
 """The sections that look inside a model, made of an old run of each family; a folder of images in place of its own."""
 
 import dataclasses
+import functools
 import tarfile
 
 import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow_but
 
 from crate_jax import InputError
 from crate_jax.reports import atoms, attention, segmentation, subspaces
@@ -19,14 +20,23 @@ from crate_jax.training.opening import open_run
 OTHERS = ("vit", "crate_alpha", "tost", "masked_autoencoder")
 
 
-@pytest.fixture(
-    scope="module", params=["crate", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
-)
-def trained(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    with tarfile.open(ROOT / "tests" / "fixtures" / "runs" / f"{request.param}.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return TrainedRun(*open_run(folder / "run"), [])
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """A function from the name of an old run to the run."""
+
+    @functools.cache
+    def open_old(name):
+        folder = tmp_path_factory.mktemp(name)
+        with tarfile.open(ROOT / "tests" / "fixtures" / "runs" / f"{name}.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+        return TrainedRun(*open_run(folder / "run"), [])
+
+    return open_old
+
+
+@pytest.fixture(params=slow_but(("crate", *OTHERS), "crate"))
+def trained(request, opened):
+    return opened(request.param)
 
 
 def pictures(result):
@@ -79,9 +89,8 @@ def test_each_section_says_what_it_shows_or_does_not_apply(trained):
 
 
 @pytest.mark.slow
-def test_images_of_a_folder_have_no_classes(trained, tmp_path):
-    if trained.run.config.model.family != "crate":
-        pytest.skip("one family is enough")
+def test_images_of_a_folder_have_no_classes(opened, tmp_path):
+    trained = opened("crate")
     rng = np.random.default_rng(0)
     for number in range(3):
         cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, (20, 20, 3)).astype(np.uint8))
@@ -107,11 +116,10 @@ def test_unknown_sections_are_one_line():
         chosen("atom")
 
 
-def test_of_a_large_model_less_is_looked_at(trained, monkeypatch):
-    if trained.run.config.model.family != "crate":
-        pytest.skip("one family is enough")
+def test_of_a_large_model_less_is_looked_at(opened, monkeypatch):
     from crate_jax.reports import looking
 
+    trained = opened("crate")
     cost = 2 * trained.run.model.num_params * trained.run.config.model.sequence_length
     monkeypatch.setitem(looking.BUDGET, "cpu", 10.0 * cost)
     assert looking.affordable(trained, 64) == 10 and looking.affordable(trained, 8) == 8

@@ -54,7 +54,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_lines_that_are_no_lines_of_ours_are_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1, "a": 2.0}\n17\n[]\n{"a": 1}\n\xff\xfe\n{"step": "x"}\n{"step": 2}\n')
+    odd = b'{"step": true}\n{"step": 1e400}\n{"step": 1, "a": null}\n{"step": 1, "a": "2"}\n{"step": 1, "a": [2]}\n'
+    path.write_bytes(
+        b'{"step": 1, "a": 2.0}\n17\n[]\n{"a": 1}\n\xff\xfe\n{"step": "x"}\n' + odd + b'{"step": 2}\n'
+    )
     assert read_metrics(path) == [{"step": 1, "a": 2.0}, {"step": 2}]
     MetricsWriter(tmp_path, resume_step=1).close()
     assert path.read_text() == '{"step": 1, "a": 2.0}\n'

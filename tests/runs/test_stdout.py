@@ -55,6 +55,24 @@ def test_a_reader_who_goes_away_stops_the_run(what, said, code):
     process.stderr.close()
 
 
+@pytest.mark.parametrize(("what", "said", "code"), [("trains", "stopped", 0), ("else", "", 1)])
+def test_a_full_disk_under_stdout_stops_the_run(what, said, code):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", SPEAK, what],
+            cwd=ROOT,
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: stdout cannot be written (No space left on device)")
+    assert said in done.stderr and done.stderr.count("\n") == (2 if said else 1)
+
+
 def test_a_lost_terminal_is_a_wish_to_stop():
     from crate_jax.parallel.processes import StopSignals
 

@@ -47,6 +47,64 @@ def test_a_configuration_that_is_gone(folder, config):
         workdirs.check(folder, config, INFO)
 
 
+def test_a_description_of_the_data_that_is_gone(folder, config):
+    (folder / "dataset.json").unlink()
+    with pytest.raises(
+        InputError, match=r"holds checkpoints but no dataset\.json, which says what its labels mean"
+    ):
+        workdirs.check(folder, config, INFO)
+
+
+def test_metrics_that_are_gone(folder, config):
+    (folder / "metrics.jsonl").unlink()
+    assert workdirs.check(folder, config, INFO) == [
+        "metrics.jsonl is gone; it starts again where the run goes on"
+    ]
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", workdirs.DESCRIPTIONS)
+def test_a_description_that_was_edited_or_damaged_is_said(folder, config, name):
+    assert workdirs.damage(folder) == []
+    text = (folder / name).read_text()
+    (folder / name).write_text(text.replace("1", "7", 1))
+    assert workdirs.damage(folder) == [f"{name} is not as it was written: edited by hand, or damaged"]
+    workdirs.write(folder, config, INFO)  # The next start knows what it writes.
+    assert workdirs.check(folder, config, INFO) == []
+
+
+@pytest.mark.parametrize("name", [workdirs.PALETTE, workdirs.PARAMS])
+def test_a_damaged_palette_or_parameters_are_refused(folder, config, name):
+    np.save(folder / workdirs.PALETTE, np.zeros((4, 3), np.float32))
+    (folder / workdirs.PARAMS).write_bytes(bytes(range(64)))
+    workdirs.write_sums(folder)
+    assert workdirs.damage(folder) == []
+    flip(folder / name)
+    with pytest.raises(InputError, match=f"{name} is damaged"):
+        workdirs.check(folder, config, INFO)
+
+
+def test_a_damaged_list_of_checksums_is_refused(folder):
+    (folder / "checksums.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"checksums\.txt is not what was written; restore it, or remove it"):
+        workdirs.damage(folder)
+    (folder / "checksums.txt").unlink()  # As in a folder of an older version.
+    assert workdirs.damage(folder) == []
+
+
+def test_a_workdir_that_is_no_folder(tmp_path, config):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name, what in (("file", "a file"), ("link", "a link to what is not there")):
+        with pytest.raises(InputError, match=f"--workdir: .*{name} is {what}; accepted: a folder"):
+            workdirs.check(tmp_path / name, config)
+
+
 def test_labels_that_mean_other_classes(folder, config):
     renamed = dataclasses.replace(INFO, class_names=("b", "c", "z"))
     with pytest.raises(InputError, match=r"the classes of d are not those .* \(label 0 was a, is b\)"):
@@ -64,7 +122,11 @@ def test_counts_that_differ(folder, config):
 def test_a_palette_that_is_gone(tmp_path, config):
     run = start_run(config, tmp_path)
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"holds checkpoints of a model of colours but no palette\.npy"):
+    with pytest.raises(InputError, match=r"holds parameters of a model of colours but no palette\.npy"):
+        starting.choose_palette(run)
+    (tmp_path / "checkpoints" / "10").rmdir()
+    (tmp_path / workdirs.PARAMS).touch()  # A run that is kept without checkpoints.
+    with pytest.raises(InputError, match=r"holds parameters of a model of colours but no palette\.npy"):
         starting.choose_palette(run)
     np.save(tmp_path / "palette.npy", np.zeros((4, 3), np.float32))
     assert starting.choose_palette(run).shape == (4, 3)
@@ -98,6 +160,7 @@ def test_files_that_were_replaced(folder, config):
     values = json.loads((folder / "dataset.json").read_text())
     del values["fingerprint"]
     (folder / "dataset.json").write_text(json.dumps(values))
+    (folder / "checksums.txt").unlink()
     assert workdirs.check(folder, config, dataclasses.replace(INFO, fingerprint="2")) == []
 
 

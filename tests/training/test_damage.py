@@ -1,11 +1,14 @@
 """Damage to a checkpoint: it is found and named, other numbers are never read, and the one before it is used."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from crate_jax import InputError
@@ -102,6 +105,56 @@ def test_a_copy_under_another_number_is_not_that_step(workdir, capsys):
     shutil.copytree(workdir / "checkpoints" / "4", workdir / "checkpoints" / "999")
     assert Checkpoints(workdir).latest() == 4
     assert "step 999 is damaged (it is a copy of step 4)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_folders_with_other_numbers_are_no_checkpoints(workdir):
+    for name in ("007", "٤", "-8", "9.5", "12a"):
+        (workdir / "checkpoints" / name).mkdir()
+    assert Checkpoints(workdir).steps() == [2, 4]
+    checkpoints = Checkpoints(workdir)
+    checkpoints.start_saving()
+    checkpoints.save(make(step=6), 6, None)
+    checkpoints.close()
+    assert Checkpoints(workdir).steps() == [2, 6]
+
+
+def test_checkpoints_may_lie_elsewhere(workdir, tmp_path, capsys):
+    """In a folder that a link leads to; a damaged one is moved to the run's own folder."""
+    (workdir / "checkpoints").rename(tmp_path / "large")
+    (workdir / "checkpoints").symlink_to(tmp_path / "large")
+    flip(tmp_path / "large" / "4" / "metrics" / "metrics")
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.latest() == 2
+    checkpoints.start_saving()
+    checkpoints.save(make(step=3), 3, None)
+    checkpoints.close()
+    assert Checkpoints(workdir).steps() == [2, 3] and (workdir / "damaged" / "4").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_what_a_disk_refuses_is_one_line(tmp_path, number):
+    """Orbax passes such errors on as the text of others."""
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(OSError, match=os.strerror(number)) as found, checkpoints._saving():
+        raise ValueError(f"Error writing part: [{os.strerror(number)}] and much more")
+    assert (found.value.errno, found.value.filename) == (number, str(tmp_path / "checkpoints"))
+    with pytest.raises(ValueError, match="a mistake"), checkpoints._saving():
+        raise ValueError("a mistake")
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_there(workdir, monkeypatch):
+    """Whatever Orbax raises, and although its folder may still be there; another mistake stays what it is."""
+
+    def read(*_, **__):
+        raise Exception("Encountered error while reading array index")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", read)
+    checkpoints = Checkpoints(workdir)
+    with pytest.raises(Exception, match="Encountered error"):
+        restore(checkpoints, 4)
+    next(path for path in (workdir / "checkpoints" / "4" / "default").rglob("d/*")).unlink()
+    with pytest.raises(FileNotFoundError, match="checkpoints/4"):
+        restore(checkpoints, 4)
 
 
 def test_no_checkpoint_that_is_whole(workdir):

@@ -1,6 +1,8 @@
 """The loop as a library: what it hands to readers, what it writes, how it ends."""
 
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from conftest import TINY, load_config, metrics
 
 from crate_jax import InputError
 from crate_jax.parallel import processes
+from crate_jax.runs import workdir
 from crate_jax.runs.config import steps
 from crate_jax.training import loop
 from crate_jax.training.loop import Reader, train
@@ -64,6 +67,22 @@ def test_parameters_that_are_not_finite_replace_no_checkpoint(run, monkeypatch):
         train(run)
     assert open_run(run.workdir).step == 2
     assert not any(line.get("final") for line in metrics(run.workdir))
+
+
+@pytest.mark.parametrize(("step", "end"), [(4, {"final": True}), (8, {})])
+def test_metrics_whose_checkpoints_are_gone_are_not_written_over(run, capsys, step, end):
+    """An emptied folder of checkpoints: refused where the run had saved, said where it was killed before."""
+    workdir.write(run.workdir, run.config, run.info)
+    (run.workdir / "checkpoints").mkdir()
+    file, say = run.workdir / "metrics.jsonl", loop._Loop._say_what_is_written_again
+    lines = [{"step": 2, "train/loss": 1.0}, {"step": step, "train/loss": 1.0, **end}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="holds the metrics of a run but no checkpoints"):
+        say(SimpleNamespace(run=run))
+    file.write_text(json.dumps(lines[0]) + "\n")
+    say(SimpleNamespace(run=run))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith("the run starts anew, its metrics up to step 2 are written again")
 
 
 def test_the_first_parameter_that_is_not_finite_is_named(run):
