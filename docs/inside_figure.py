@@ -2,7 +2,8 @@
 
     python docs/inside_figure.py WORKDIR NAME "COMMAND" SECONDS COMMIT
 
-Reads WORKDIR/report/layerwise.json; writes docs/results/layers-NAME.json, and docs/layerwise.svg where NAME is digits.
+Reads WORKDIR/report/layerwise.json; writes docs/results/layers-NAME.json, the tables of docs/inside.md between the comments
+`NAME: begin` and `NAME: end`, and docs/layerwise.svg where NAME is digits.
 """
 
 import datetime
@@ -16,7 +17,7 @@ import sys
 import jax
 import matplotlib.pyplot as plt
 
-from crate_jax.analysis import layer_figures
+from crate_jax.analysis import forms, layer_figures
 from crate_jax.analysis.figures import as_svg
 
 DOCS = pathlib.Path(__file__).parent
@@ -60,6 +61,41 @@ def picture(measured: dict) -> bytes:
     return as_svg(figure)
 
 
+def tables(values: dict) -> str:
+    """R^c of a white box layer by layer, a table for each form."""
+    trained, parts = values["trained"], []
+    for form in forms.FORMS:
+
+        def mean(name, when="trained", form=form):
+            return values[when][f"{form}/{name}"]["mean"]
+
+        def percent(name, when="trained"):
+            return [f"{100 * value:+.1f}" for value in mean(name, when)]
+
+        change = trained[f"{form}/subspace_rate/change/attention"]
+        columns = {
+            "R^c before MSSA": [f"{value:.2f}" for value in mean("subspace_rate/before")],
+            "after MSSA": [f"{value:.2f}" for value in mean("subspace_rate/after_attention")],
+            "after ISTA": [f"{value:.2f}" for value in mean("subspace_rate/after_layer")],
+            "MSSA’s change, %": [
+                f"{100 * m:+.1f} ± {100 * s:.1f}" for m, s in zip(change["mean"], change["std"], strict=True)
+            ],
+            "examples where it falls, %": [
+                f"{100 * value:.0f}" for value in mean("subspace_rate/lowered/attention")
+            ],
+            "random U, %": percent("random_subspace_rate/change/attention"),
+            "untrained, %": percent("subspace_rate/change/attention", "initial"),
+            "training images, %": percent("subspace_rate/change/attention", "training_examples"),
+        }
+        rows = [[str(n), *row] for n, row in enumerate(zip(*columns.values(), strict=True), 1)]
+        lines = [["layer", *columns], ["---"] * (len(columns) + 1), *rows]
+        parts.append(
+            f"Form `{form}`, ε² = {forms.FORMS[form].eps_sq:g}, nats:\n\n"
+            + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        )
+    return "\n".join(parts)
+
+
 def main(workdir: str, name: str, command: str, seconds: str, commit: str) -> None:
     values = kept(
         json.loads((pathlib.Path(workdir) / "report" / "layerwise.json").read_text(encoding="utf-8"))
@@ -82,6 +118,12 @@ def main(workdir: str, name: str, command: str, seconds: str, commit: str) -> No
         json.dumps(record, indent=1),
     )
     (DOCS / "results" / f"layers-{name}.json").write_text(text + "\n", encoding="utf-8")
+    page = (DOCS / "inside.md").read_text(encoding="utf-8")
+    block = re.compile(rf"(<!-- {name}: begin -->\n).*?(\n<!-- {name}: end -->)", re.DOTALL)
+    if block.search(page):
+        made = tables(values)
+        page = block.sub(lambda found: found[1] + made + found[2], page)
+        (DOCS / "inside.md").write_text(page, encoding="utf-8")
     if name == "digits":
         (DOCS / "layerwise.svg").write_bytes(picture(values))
 

@@ -113,7 +113,13 @@ def test_its_report_is_made_of_images_of_ones_own(folder, tmp_path):
     made = json.loads((workdir / "report" / "report.json").read_text())
     shown = {section["name"]: section for section in made["sections"]}
     assert shown.keys() == {"layerwise", "attention", "segmentation", "subspaces", "atoms"}
-    assert all("tables" in section and str(tmp_path) in section["text"] for section in shown.values())
+    for name, section in shown.items():
+        assert section["tables"] and section["values"], name
+    said = [
+        shown["layerwise"]["text"],
+        *(shown[name]["tables"][0]["title"] for name in ("attention", "segmentation")),
+    ]
+    assert all(f"3 images of {tmp_path}" in text for text in said)
     assert shown["layerwise"]["values"]["count"] == 3
     assert (made["run"]["step"], made["run"]["evaluation"]) == (0, {})
 

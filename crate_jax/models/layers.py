@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# torch.nn.LayerNorm: eps 1e-5 and the two-pass variance. flax defaults to 1e-6 and E[x²] − E[x]², which loses digits.
+# torch.nn.LayerNorm: eps 1e-5 and the two-pass variance. flax defaults to 1e-6 and E[x²] − E[x]², which loses digits of a
+# float32 input (for bfloat16 see `_mean_and_rate`).
 LAYER_NORM_EPS = 1e-5
 
 
@@ -97,9 +98,13 @@ def _layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float, dtyp
 
 
 def _mean_and_rate(x, eps):
+    """Mean and 1/√(variance + ε) of each row, from one reading of it. E[x²] − E[x]² loses digits where the mean is large
+    against the deviation, but far fewer than the entries, being bfloat16, have lost by then.
+    """
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
-    return mean, jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
+    variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean)
+    return mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + eps)
 
 
 def _layer_norm_forward(x, gain, bias, eps, dtype):

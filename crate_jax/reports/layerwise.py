@@ -13,15 +13,19 @@ from crate_jax.parallel.sharding import replicated, tree_shardings
 from crate_jax.reports.base import Figure, SectionResult, Table, TrainedRun
 
 WHITE = (
-    "Measured on {count:,} {examples}. R is the coding rate of an example's tokens, Rᶜ that of their parts in the "
-    "subspaces of the layer's U, in nats; before MSSA, after it (with its skip connection) and after ISTA, all seen "
-    "through the same layer's U. Three forms, which need not agree: “paper” takes the tokens Z themselves (Eq. 7 and "
-    "8, ε² = 0.5); “released” is the metric of CRATE's released code, heads of LayerNorm(Z) with every token at unit "
-    "length, ε² = 0.01 (the code has no R; ours is that of LayerNorm(Z) with tokens at unit length); “scale-free” "
-    "scales the tokens to a mean squared length of 1, so that growth of the residual stream is not counted as rate "
-    "(ε² = 0.5). Nulls: the untrained network of the same seed, and the trained network's tokens with random "
-    "orthonormal U of the same Frobenius norms. λ = {penalty:g}. As to Rᶜ, in the mean over examples: in form “paper”"
-    " MSSA {paper}; in form “released” it {released}; in form “scale-free” it {scale_free}."
+    "What MSSA does to Rᶜ, in the mean over {count:,} {examples}: in form “paper” it {paper}; in form “released” it "
+    "{released}; in form “scale-free” it {scale_free}."
+    "\n\n"
+    "R is the coding rate of an example's tokens, Rᶜ that of their parts in the subspaces of the layer's U, in nats; "
+    "before MSSA, after it (with its skip connection) and after ISTA, all seen through the same layer's U. Three forms, "
+    "which need not agree: “paper” takes the tokens Z themselves (Eq. 7 and 8, ε² = 0.5); “released” is the metric of "
+    "CRATE's released code, heads of LayerNorm(Z) with every token at unit length, ε² = 0.01 (the code has no R; ours is "
+    "that of LayerNorm(Z) with tokens at unit length); “scale-free” scales the tokens to a mean squared length of 1, so "
+    "that growth of the residual stream is not counted as rate (ε² = 0.5). λ = {penalty:g}."
+    "\n\n"
+    "Beside every curve stand two nulls: the untrained network of the same seed, and the trained network's tokens with "
+    "random orthonormal U of the same Frobenius norms. Where they read like the trained network, a curve says nothing "
+    "about what U has learned."
 )
 BLACK = (
     "Measured on {count:,} {examples}, with the untrained network of the same seed and with the trained one. R is the"
@@ -30,6 +34,16 @@ BLACK = (
     " of energy σ², σ the singular values of the tokens, the effective rank is exp(−Σ share log share), the "
     "participation ratio 1/Σ share²."
 )
+
+
+# Columns of a table.
+STATISTICS = {
+    "frobenius_norm": "Frobenius norm",
+    "effective_rank": "effective rank",
+    "participation_ratio": "participation ratio",
+    "nonzero_fraction": "non-zero fraction",
+    "hoyer": "Hoyer's sparseness",
+}
 
 
 def make(trained: TrainedRun) -> SectionResult:
@@ -167,8 +181,10 @@ def form_table(measured: Mapping[str, Measurement], form: str) -> Table:
 
 def statistics_table(trained: Measurement, white: bool) -> Table:
     """Norm, ranks and sparsity after each layer."""
-    columns = {name.replace("_", " "): trained[f"{name}/after_layer"] for name in layerwise.STATISTICS}
-    if white:
+    columns = {title: trained[f"{name}/after_layer"] for name, title in STATISTICS.items()}
+    if (
+        white and trained["code_nonzero_fraction"] != trained["nonzero_fraction/after_layer"]
+    ):  # An overcomplete D.
         columns["non-zero codes"] = trained["code_nonzero_fraction"]
     columns |= {
         f"R, {label_of(form)}": trained[f"{form}/rate/after_layer"] for form in ("paper", "scale_free")

@@ -116,6 +116,27 @@ def test_norms_in_bfloat16_are_the_same_with_and_without_a_gradient(make):
     np.testing.assert_array_equal(norm(x), jax.vjp(norm, x)[0])
 
 
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_layer_norm_in_bfloat16_is_as_exact_as_what_it_returns(offset):
+    """Values and gradients against float64, where the mean is 30 deviations too: both differ by rounding to 8 bits."""
+    norm = layers.layer_norm(96, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x, wanted = jax.random.normal(jax.random.key(0), (2, 64, 96)).astype(jnp.bfloat16)
+    x = x + jnp.bfloat16(offset)
+    found, pull = jax.vjp(norm, x)
+
+    def exact(x):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+
+    x, wanted = np.asarray(x, np.float64), np.asarray(wanted, np.float64)
+    y, rate = exact(x), 1 / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    mean = lambda a: a.mean(-1, keepdims=True)  # noqa: E731
+    grad = rate * (wanted - mean(wanted) - y * mean(wanted * y))
+    for actual, expected in ((found, y), (pull(wanted.astype(jnp.bfloat16))[0], grad)):
+        error = np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
+        assert error < 2**-8
+
+
 def test_bert_sees_everything_but_masked_tokens():
     model, params, tokens = _case(models.IGPTConfig(**SMALL, causal=False))
     assert model.num_params == models.create(CAUSAL[0]).num_params - SMALL["dim"]  # No start token.

@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT, command, run
 
 SECTIONS = ("layerwise", "attention", "segmentation", "subspaces", "atoms")
+# The held-out digits.
+EXAMPLES = 360
 MESH = {"mesh.fsdp": 2, "mesh.tensor": 2}
 
 
@@ -43,9 +45,9 @@ def test_several_devices_say_what_one_does(tmp_path):
     for name in SECTIONS:
         assert one[name].keys() == several[name].keys() and len(one[name]) > 10
         for key, value in one[name].items():
-            if isinstance(value, float):
-                np.testing.assert_allclose(
-                    several[name][key], value, rtol=1e-4, atol=1e-5, err_msg=f"{name}{key}"
-                )
-            else:
+            if not isinstance(value, float):
                 assert several[name][key] == value, f"{name}{key}"
+                continue
+            # Of a share of examples one or two may be ties that rounding decides.
+            atol = 2 / EXAMPLES if "/lowered/" in key else 1e-5
+            np.testing.assert_allclose(several[name][key], value, rtol=1e-4, atol=atol, err_msg=name + key)
