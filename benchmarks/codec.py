@@ -2,7 +2,8 @@
 
     python -m benchmarks.codec --item=text --input=FILE --run=runs/text --portable=text.npz --output=codec.json
 
-Each file is encoded with the run (floating-point numbers) and with the portable model, and decoded in a process of its own.
+Each file is encoded with the run (floating-point numbers) and with the portable model, and decoded here, which is timed, and
+in a process of its own. For large files --once leaves out the first; their decoding time has a start of Python in it.
 With --images=H,W,C its bytes after the header of a .npy file are images of that shape, and image coders see them too. The
 speed of a decoder without a cache is that of the model's forward pass over a whole window for every symbol.
 """
@@ -41,6 +42,9 @@ def main() -> None:
     parser.add_argument("--run", required=True, help="the folder of a run")
     parser.add_argument("--portable", help="the portable model of that run")
     parser.add_argument("--images", help="H,W,C: the shape of an image")
+    parser.add_argument("--once", action="store_true", help="decode in the other process only")
+    parser.add_argument("--chunk", type=int, default=codec.CHUNK, help="bytes of a chunk")
+    parser.add_argument("--lanes", type=int, default=codec.LANES, help="chunks side by side, at most")
     parser.add_argument("--speed", action="store_true", help="compare with a decoder without a cache too")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file; an item in it is replaced")
     flags = parser.parse_args()
@@ -58,7 +62,7 @@ def main() -> None:
         values["coders"] |= {name: coder(images) for name, coder in baselines.image_coders().items()}
     for model in filter(None, (flags.run, flags.portable)):
         predictor = open_predictor(model)
-        values[predictor.numerics] = through(data, predictor, model)
+        values[predictor.numerics] = through(data, predictor, model, flags)
         if flags.portable is None or model == flags.portable:
             values[predictor.numerics]["model_bytes"] = (
                 os.path.getsize(model) if os.path.isfile(model) else None
@@ -68,21 +72,21 @@ def main() -> None:
     record(flags.output, flags.item, values, time.monotonic() - began)
 
 
-def through(data: bytes, predictor, model: str) -> dict:
-    """Lengths, seconds of processor time, and whether another process gives the data back."""
-    started = time.process_time()
-    encoded = codec.encode(data, predictor)
-    compiled = time.process_time()
-    encoded = codec.encode(data, predictor)
-    encoding = time.process_time() - compiled
-    started = time.process_time()
-    codec.decode(encoded.data, predictor)
-    decoding = time.process_time() - started
+def through(data: bytes, predictor, model: str, flags: argparse.Namespace) -> dict:
+    """Lengths, seconds, and whether another process gives the data back."""
+    options = {"chunk": flags.chunk, "lanes": flags.lanes}
+    # One symbol compiles what all others run.
+    chunks = -(-len(data) // flags.chunk)
+    lanes = min(flags.lanes, 1 << max(0, chunks - 1).bit_length())
+    Lanes(predictor, lanes, predictor.context).measure([np.zeros(1, np.int32)])
+    encoded, encoding = timed(lambda: codec.encode(data, predictor, **options))
+    decoding = None if flags.once else timed(lambda: codec.decode(encoded.data, predictor))[1]
     with tempfile.TemporaryDirectory() as folder:
         coded, back = Path(folder) / "coded", Path(folder) / "back"
         coded.write_bytes(encoded.data)
         words = ["decode", f"--input={coded}", f"--output={back}", f"--model={model}"]
-        subprocess.run([sys.executable, "-m", "crate_jax.compress", *words], cwd=ROOT, check=True)
+        command = [sys.executable, "-m", "crate_jax.compress", *words]
+        _, elsewhere = timed(lambda: subprocess.run(command, cwd=ROOT, check=True))
         same = back.read_bytes() == data
     assert same, f"{model}: another process gives back something else"
     coded = [(size, payload) for kind, size, payload in encoded.chunks if kind == "model"]
@@ -93,29 +97,24 @@ def through(data: bytes, predictor, model: str) -> dict:
             kind: sum(kind == each for each, _, _ in encoded.chunks) for kind in ("model", "lzma", "raw")
         },
         "payload of the model's chunks": sum(payload for _, payload in coded),
-        "ideal of the model's chunks": ideal(data, predictor, encoded) if coded else 0,
-        "encoding, processor seconds": encoding,
-        "decoding, processor seconds": decoding,
+        "ideal of the model's chunks": encoded.ideal,
+        "payload over ideal, %": 100 * (sum(payload for _, payload in coded) / encoded.ideal - 1)
+        if coded
+        else None,
+        "encoding": encoding,
+        "decoding": decoding,
+        "encoding over decoding": decoding and encoding["processor"] / decoding["processor"],
+        "decoding by another process, with its start": elsewhere,
         "another process gives it back": same,
     }
 
 
-def ideal(data: bytes, predictor, encoded: codec.Encoded) -> float:
-    """Σ log₂(1/p) / 8 of the chunks that the model codes, p the frequencies over their total."""
-    ends = np.cumsum([size for _, size, _ in encoded.chunks])
-    parts = [
-        np.frombuffer(data[end - size : end], np.uint8).astype(np.int32)
-        for end, (kind, size, _) in zip(ends, encoded.chunks, strict=True)
-        if kind == "model"
-    ]
-    lanes = min(codec.LANES, 1 << (len(parts) - 1).bit_length())
-    total, machine = 0.0, Lanes(predictor, lanes, predictor.context)
-    for start in range(0, len(parts), lanes):
-        group = parts[start : start + lanes]
-        _, sizes = machine.measure(group)
-        for row, part in zip(sizes, group, strict=True):
-            total += np.log2(rans.TOTAL / row[: len(part)]).sum()
-    return total / 8
+def timed(function):
+    """(what it returns, seconds by the clock and of processor time, those of processes that it waited for included)."""
+    before, clock = os.times(), time.perf_counter()
+    found = function()
+    after, seconds = os.times(), time.perf_counter() - clock
+    return found, {"clock": seconds, "processor": sum(after[:4]) - sum(before[:4])}
 
 
 def without_cache(run: str, lanes: int = 8) -> dict:
@@ -149,7 +148,7 @@ def without_cache(run: str, lanes: int = 8) -> dict:
     }
 
 
-def record(path: Path, item: str, values: dict, seconds: float) -> None:
+def record(path: Path, item: str, values: dict, seconds: float, module: str = "benchmarks.codec") -> None:
     """Write the item into the file."""
     found = json.loads(path.read_text()) if path.is_file() else {}
     commit = subprocess.run(
@@ -158,7 +157,7 @@ def record(path: Path, item: str, values: dict, seconds: float) -> None:
     path.write_text(
         json.dumps(
             {
-                "command": "python -m benchmarks.codec",
+                "command": f"python -m {module}",
                 "commit": commit.stdout.strip(),
                 "date": datetime.now(UTC).date().isoformat(),
                 "seed": None,
@@ -166,7 +165,7 @@ def record(path: Path, item: str, values: dict, seconds: float) -> None:
                     "python": platform.python_version(),
                     **{name: version(name) for name in PACKAGES},
                 },
-                "machine": "2 cores of an Intel Xeon, shared with other work; seconds are of processor time",
+                "machine": "2 cores of an Intel Xeon, shared with other work; see docs/codec.md",
                 "seconds": round(found.get("seconds", 0) + seconds, 1),
                 "values": {**found.get("values", {}), item: values},
             },

@@ -12,7 +12,8 @@ Hardware: 2 CPU cores, five minutes of processor time. Measured: 1.0468 nats per
 the 10,000 held-out sums right in every digit.
 
 Variants (--config=configs/addition.py:VARIANT):
-    crate            the same with CRATE-GPT's blocks (causal MSSA, ISTA)
+    crate            the same with CRATE-GPT's blocks (causal MSSA, ISTA). Measured: 1.2244 nats per symbol; it guesses the
+                     last digit, so 10.6 % of the sums are right
     reversed         the sum is written with its last digit first, so that no carry has to be foreseen; crate_reversed
     two_digits       a smaller task for a smaller model (25,000 parameters): 6,547 of the 8,100 pairs, many times over
     two_digits_dropout
@@ -23,7 +24,7 @@ Variants (--config=configs/addition.py:VARIANT):
                      --config.data.train_split=train[:NUMBER]
     digits8          the task and schedule of the demonstration github.com/yulundu/compression: eight digits, 28 symbols,
                      minGPT's gpt-mini (6 layers, 6 heads, width 192), batch 512, AdamW(0.9, 0.98) at a constant 1e-3. For a
-                     GPU; not run here. digits8_crate, digits8_reversed and digits8_crate_reversed likewise
+                     GPU; only 8 steps were run here. digits8_crate, digits8_reversed, digits8_crate_reversed: not run
 
 The data are named addition:OPTIONS; any other task of the kind is
 --config.data.name=addition:digits=5,base=16,leading_zero=true.

@@ -65,6 +65,8 @@ def main(argv: list[str]) -> None:
     sampling_params = sampling.SamplingParams(flags.temperature, flags.top_k, flags.top_p)
     sampling_params.check(config.model.vocab_size)
     run, params, step = open_run(path, flags.checkpoint, config=config, overrides=overrides)
+    if run.info.kind == "pixels":
+        raise InputError(f"--workdir: {path} was trained on rows of pixels; accepted: images, or text")
     if run.info.tokens is not None:
         _write_text(run, params, step, flags, sampling_params)
         return

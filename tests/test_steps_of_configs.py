@@ -44,14 +44,13 @@ def shrunk(file: str, variant: str):
     sizes = {name: value for name, value in SMALL.items() if name in fields}
     if data.name.startswith("text:"):
         data = dataclasses.replace(data, name="stdlib")
+    if data.name.startswith("pixels:"):
+        data = dataclasses.replace(data, name="pixels:digits")
     made = data.name.split(":")[0]
-    if made in (
-        "digits",
-        "stdlib",
-        "addition",
-    ):  # of which the vocabulary follows, and of sums the length too
+    # Data of which the vocabulary follows, and of sums the length too.
+    if made in ("digits", "stdlib", "pixels", "addition"):
         sizes.pop("vocab_size", None)
-        if made == "stdlib":
+        if made in ("stdlib", "pixels"):
             sizes["num_positions"] = 64
     elif isinstance(model, models.TokenConfig):
         data = dataclasses.replace(data, image_size=8, palette="palette.npy")

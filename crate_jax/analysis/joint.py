@@ -67,8 +67,8 @@ def sequences(name: str, length: int, most: int) -> tuple[DatasetInfo, np.ndarra
     """
     dataset = sources.open_dataset(name)
     info = dataset.info(name)
-    if info.tokens is None:
-        raise InputError(f"{name}: found images; accepted: text, or other tokens")
+    if info.kind in ("images", "pixels"):
+        raise InputError(f"{name}: found {info.kind}; accepted: text, or other tokens")
     windows = info.tokens.length is None
     source = dataset.cut(length).load("train")
     stride = length if windows else 1

@@ -12,6 +12,7 @@ from crate_jax import InputError
 from crate_jax.compression.lengths import CodeLength, Prequential, TwoPart, quantise
 from crate_jax.data import subset
 from crate_jax.data.augmentation import Augmentations
+from crate_jax.data.dataset import WINDOWED
 from crate_jax.data.sources import DatasetInfo
 from crate_jax.runs.config import Config, DataConfig
 from crate_jax.runs.metrics import read_metrics
@@ -102,10 +103,10 @@ def refuse_what_is_no_code(config: Config, info: DatasetInfo, where: str) -> Non
                 f"{where}: found data.{field.name} {getattr(config.data, field.name)}; accepted for a prequential length: "
                 "images as they are"
             )
-    if info.tokens is not None and info.tokens.kind == "text":
+    if info.kind in WINDOWED:
         raise InputError(
-            f"{where}: a run on text sees overlapping windows, so its bytes come more than once; accepted: python -m "
-            "crate_jax.compress joint, which codes windows that follow one another"
+            f"{where}: a run on {info.kind} sees overlapping windows, so each {info.tokens.unit} comes more than once; "
+            "accepted: examples that share nothing; for text there is python -m crate_jax.compress joint"
         )
 
 

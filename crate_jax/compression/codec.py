@@ -1,15 +1,18 @@
 """Bytes to a file and back, by a model that predicts the next symbol: lossless, verified before it is written.
 
 The bytes are cut into chunks that decode by themselves, so many of them side by side, each stored as the shortest of the
-model's code, LZMA and the bytes as they are. The encoder runs the decoder's own compiled loop to get the probabilities, and
-decodes what it made. A symbol is a byte, or two for a model of more than 256 tokens.
+model's code, LZMA and the bytes as they are; or all is stored as one LZMA, where that is shorter still. The encoder runs the
+decoder's own compiled loop to get the probabilities, and decodes what it made. A symbol is a byte, or two for a model of
+more than 256 tokens.
 """
 
 import dataclasses
 import json
 import lzma
+import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent import futures
 
 import numpy as np
 
@@ -23,6 +26,8 @@ from crate_jax.compression.predictors import Predictor
 MIN_CHUNK = 8192
 CHUNK = 16384
 LANES = 64
+# Above this LZMA does not see all of a file at once: on one core it would take longer than a model on an accelerator.
+MOST_AT_ONCE = 1 << 24
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 # The header of a grey or RGB image in the formats of Netpbm, in bytes.
 _NETPBM = re.compile(rb"P[56](?:\s+(?:#[^\n]*\n\s*)*\d+){3}\s")
@@ -32,10 +37,13 @@ Advance = Callable[[int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A file, and its chunks as (kind, bytes of the data, bytes of the payload)."""
+    """A file, its chunks as (kind, bytes of the data, bytes of the payload), and the ideal length of those that the model
+    coded, Σ log₂(1/p) / 8 bytes.
+    """
 
     data: bytes
     chunks: list[tuple[str, int, int]]
+    ideal: float
 
 
 def encode(
@@ -52,7 +60,7 @@ def encode(
     Args:
       data: any bytes. What precedes the pixels in a .npy, PGM or PPM file is kept apart, so that windows begin with images.
       predictor: the model.
-      chunk: bytes of a chunk; made a multiple of the window where no context is kept, so that images stay whole.
+      chunk: bytes of a chunk; made a multiple of what a window adds to its context, so that images or rows stay whole.
       lanes: chunks that are coded side by side, at most.
       context: symbols before a window that it sees again, at most one less than it holds; None: what the model says.
       advance: told of every chunk that is done.
@@ -63,7 +71,7 @@ def encode(
     context = predictor.context if context is None else context
     if not 0 <= context < window:
         raise InputError(f"--context: found {context}; accepted: from 0 to {window - 1}")
-    unit = width * (window if context == 0 else 1)
+    unit = width * (window - context)
     chunk = -(-chunk // unit) * unit
     lead = _lead(data)
     # No more lanes than there is work for, up to a power of two: few programs are ever compiled.
@@ -83,20 +91,36 @@ def encode(
     sizes = header.sizes
     ends = np.cumsum(sizes)
     parts = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    stored = [_without_model(part) for part in parts]
-    machine = Lanes(predictor, header.lanes, context)
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        stored = list(pool.map(_without_model, parts))
+    machine, ideal = Lanes(predictor, header.lanes, context), 0.0
     for group in _groups(header, len(parts), header.lanes):
         symbols = [_symbols(parts[number], predictor.vocab_size, width) for number in group]
-        for number, payload in zip(group, _code(machine, symbols, [stored[n] for n in group]), strict=True):
+        coded = _code(machine, symbols, [stored[number] for number in group])
+        for number, (payload, bits) in zip(group, coded, strict=True):
             if payload:
-                stored[number] = Chunk("model", payload)
+                stored[number], ideal = Chunk("model", payload), ideal + bits / 8
         advance(len(group))
-    chunks = [(chunk.kind, size, len(chunk.payload)) for chunk, size in zip(stored, sizes, strict=True)]
-    return Encoded(container.write(header, stored), chunks)
+    if (whole := _at_once(data, stored)) is not None:
+        header, stored, ideal = dataclasses.replace(header, lead=0, chunk=len(data), lanes=1), [whole], 0.0
+    chunks = [
+        (chunk.kind, size, len(chunk.payload)) for chunk, size in zip(stored, header.sizes, strict=True)
+    ]
+    return Encoded(container.write(header, stored), chunks, ideal)
 
 
-def _code(machine: Lanes, symbols: list[np.ndarray], stored: list[Chunk]) -> list[bytes]:
-    """The model's code of each chunk, decoded again and found right; b"" where what is stored is as short."""
+def _at_once(data: bytes, stored: list[Chunk]) -> Chunk | None:
+    """A single chunk of LZMA for all, where that is shorter because it finds again what is far apart."""
+    if len(stored) < 2 or len(data) > MOST_AT_ONCE:
+        return None
+    whole = _without_model(data)
+    return whole if len(whole.payload) < sum(len(chunk.payload) for chunk in stored) else None
+
+
+def _code(machine: Lanes, symbols: list[np.ndarray], stored: list[Chunk]) -> list[tuple[bytes, float]]:
+    """The model's code of each chunk, decoded again and found right, b"" where what is stored is as short; and its ideal
+    length in bits.
+    """
     starts, sizes = machine.measure(symbols)
     payloads = rans.encode(starts, sizes, np.array([len(each) for each in symbols]))
     payloads = [
@@ -106,10 +130,12 @@ def _code(machine: Lanes, symbols: list[np.ndarray], stored: list[Chunk]) -> lis
     # As the decoder will see it: without the chunks that are stored in another way.
     lengths = [len(each) * bool(payload) for each, payload in zip(symbols, payloads, strict=True)]
     found, whole = machine.decode(payloads, lengths)
-    return [
+    bits = [np.log2(rans.TOTAL / row[: len(each)]).sum() for row, each in zip(sizes, symbols, strict=True)]
+    payloads = [
         payload if good and np.array_equal(again[: len(each)], each) else b""
         for payload, again, good, each in zip(payloads, found, whole, symbols, strict=True)
     ]
+    return list(zip(payloads, bits, strict=True))
 
 
 def decode(

@@ -41,6 +41,8 @@ ROOT_FIRST, ROOT_LAST, ROOT_STEP = 1 << 14, 1 << 16, 16
 UNIT_BITS = 26
 # σ(1.702 x) for x from −8 to 8.
 SIGMOID_LENGTH = 4096
+# On a processor: terms of one reduction, and positions of a block of attention.
+GROUP = 16
 
 Table = dict[str, np.ndarray]
 
@@ -100,9 +102,28 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return 128 * high + low
 
 
-def _sum(x: jax.Array) -> jax.Array:
-    """Over the last axis, which stays; in int32 where jax has 64 bits too."""
-    return jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.int32)
+def _sum(x: jax.Array, axis: int = -1) -> jax.Array:
+    """Over an axis, which stays; in int32 where jax has 64 bits too."""
+    grouped, axes = _grouped(x, axis)
+    return jnp.expand_dims(jnp.sum(grouped, axis=axes, dtype=jnp.int32), axis)
+
+
+def _max(x: jax.Array, axis: int = -1) -> jax.Array:
+    """Over an axis, which stays."""
+    grouped, axes = _grouped(x, axis)
+    return jnp.expand_dims(jnp.max(grouped, axis=axes), axis)
+
+
+def _grouped(x: jax.Array, axis: int) -> tuple[jax.Array, tuple[int, int]]:
+    """x with an axis split in two, the second of at most GROUP, and their numbers.
+
+    XLA computes longer reductions on a processor through windows, which are several times as slow.
+    """
+    axis %= x.ndim
+    length = x.shape[axis]
+    size = max(size for size in range(1, GROUP + 1) if length % size == 0)
+    shape = *x.shape[:axis], length // size, size, *x.shape[axis + 1 :]
+    return x.reshape(shape), (axis, axis + 1)
 
 
 def _bit_length(x: jax.Array) -> jax.Array:
@@ -117,7 +138,7 @@ def unit(x: jax.Array, roots: jax.Array, eps: jax.Array, *, centred: bool) -> ja
     if centred:
         x = x - (2 * _sum(x) + width) // (2 * width)
     # The largest entry gets 14 bits, fewer if it is tiny.
-    drop = jnp.maximum(_bit_length(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) - 14, -4)
+    drop = jnp.maximum(_bit_length(_max(jnp.abs(x))) - 14, -4)
     x = shifted(x, drop)
     squares = _sum(jnp.square((x + 8) >> 4))
     squares = jnp.maximum(squares + (eps >> (2 * (drop + 4))), 1)
@@ -144,31 +165,63 @@ def attend(
     """Attention of one token to the cache, as `models.attention.attend_cached`.
 
     Args:
-      query: int32 `[b, h, p]`, cut to FACTOR_BITS. keys, values: int8 `[b, h, n, p]`. position: int scalar.
+      query: int32 `[b, h, p]`, cut to FACTOR_BITS. position: int scalar.
+      keys, values: int8 `[h, n, p, b]`. With the lanes last, sums over anything else are vector instructions on a processor.
       scale: from query · key to steps of 1/STEPS in the exponent of the softmax, for each head `[h, 1]`.
       weights: the table of that name.
     Returns:
       int32 `[b, h, p]`, the mean of the values with 7 more bits after the point.
     """
-    scores = _row_by_matrix(saturate(query, FACTOR_BITS), keys, 3)
-    seen = jnp.arange(keys.shape[2]) <= position
-    top = jnp.max(jnp.where(seen, scores, jnp.iinfo(jnp.int32).min), axis=-1, keepdims=True)
-    below = jnp.clip(scaled(jnp.where(seen, top - scores, 0), scale), 0, EXP_LENGTH - 1)
-    weight = jnp.where(seen, weights[below].astype(jnp.int32), 0)
-    total = _sum(weight)
-    mixed = _row_by_matrix(weight, values, 2)
+    heads, length, width, lanes = keys.shape
+    size = _block(length, lanes)
+    scale = Scale(*(part[..., None] for part in scale))
+    row = jax.lax.optimization_barrier(jnp.transpose(saturate(query, FACTOR_BITS), (1, 2, 0)))
+    lowest = jnp.iinfo(jnp.int32).min
+
+    def part(x: jax.Array, block: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, size * block, size, axis=1)
+
+    def seen(block: jax.Array) -> jax.Array:
+        return (size * block + jnp.arange(size) <= position)[:, None]
+
+    def score(block, carried):
+        scores, top = carried
+        found = jnp.sum(row[:, None] * part(keys, block).astype(jnp.int32), axis=2, dtype=jnp.int32)
+        found = jnp.where(seen(block), found, lowest)
+        scores = jax.lax.dynamic_update_slice_in_dim(scores, found, size * block, axis=1)
+        return scores, jnp.maximum(top, jnp.max(found, axis=1, keepdims=True))
+
+    def mix(block, carried):
+        total, mixed = carried
+        below = jnp.where(seen(block), top - part(scores, block), 0)
+        weight = weights[jnp.clip(scaled(below, scale), 0, EXP_LENGTH - 1)].astype(jnp.int32)
+        # Behind the barrier a weight is looked up once, not again for each feature.
+        weight = jax.lax.optimization_barrier(jnp.where(seen(block), weight, 0))
+        product = weight[:, :, None] * part(values, block).astype(jnp.int32)
+        total = total + jnp.sum(weight, axis=1, keepdims=True, dtype=jnp.int32)
+        return total, mixed + jnp.sum(product, axis=1, dtype=jnp.int32)
+
+    def over_blocks(body, *start):
+        if size == length:
+            return body(jnp.int32(0), start)
+        return jax.lax.fori_loop(0, position // size + 1, body, start)
+
+    one = (heads, 1, lanes)
+    scores, top = over_blocks(
+        score, jnp.zeros((heads, length, lanes), jnp.int32), jnp.full(one, lowest, jnp.int32)
+    )
+    total, mixed = over_blocks(mix, jnp.zeros(one, jnp.int32), jnp.zeros((heads, width, lanes), jnp.int32))
     whole = mixed // total
-    return 128 * whole + 128 * (mixed - whole * total) // total
+    return jnp.transpose(128 * whole + 128 * (mixed - whole * total) // total, (2, 0, 1))
 
 
-def _row_by_matrix(row: jax.Array, cache: jax.Array, axis: int) -> jax.Array:
-    """A row `[b, h, k]` times a matrix for each example and head, summed over that axis of `[b, h, n, p]`.
-
-    In int32: the work is reading the cache, and a product of few rows gains nothing from int8.
+def _block(length: int, lanes: int) -> int:
+    """Positions that attention takes at a time: few on a processor, which skips what comes later; elsewhere, and for one
+    or two lanes, all, since a loop costs more than it saves. The numbers are the same.
     """
-    dimensions = (((3,), (axis,)), ((0, 1), (0, 1)))
-    out = jax.lax.dot_general(row[:, :, None], cache.astype(jnp.int32), dimensions)
-    return out[:, :, 0]
+    if jax.default_backend() != "cpu" or lanes < 3:
+        return length
+    return max(size for size in range(1, GROUP + 1) if length % size == 0)
 
 
 def frequencies(logits: jax.Array, symbols: jax.Array) -> jax.Array:
@@ -176,7 +229,7 @@ def frequencies(logits: jax.Array, symbols: jax.Array) -> jax.Array:
 
     What rounding leaves over or takes too much is the likeliest symbol's.
     """
-    below = jnp.max(logits, axis=-1, keepdims=True) - logits
+    below = _max(logits) - logits
     weight = symbols[jnp.minimum(below, EXP_LENGTH - 1)]
     total = _sum(weight)
     # weight · TOTAL / total, by the reciprocal of the 16 leading bits of the total.

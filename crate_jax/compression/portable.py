@@ -24,7 +24,6 @@ import numpy as np
 from crate_jax import InputError
 from crate_jax.compression import integers
 from crate_jax.compression.integers import RESIDUAL_BITS, Scale, attend, product, saturate, scaled, shifted
-from crate_jax.models.attention import cache_token
 
 FORMAT = "crate_jax portable model"
 VERSION = 1
@@ -71,9 +70,9 @@ class Portable:
         self.context = description.context
 
     def init_cache(self, batch_size: int) -> list:
-        """Empty caches `[b, heads, n, p]` int8: CRATE's projections, or keys and values."""
+        """Empty caches `[heads, n, p, b]` int8: CRATE's projections, or keys and values."""
         about = self.description
-        shape = (batch_size, about.heads, about.num_positions, about.head_dim)
+        shape = (about.heads, about.num_positions, about.head_dim, batch_size)
         kinds = 1 if about.family == "crate_gpt" else 2
         return [tuple(jnp.zeros(shape, jnp.int8) for _ in range(kinds)) for _ in range(about.depth)]
 
@@ -103,7 +102,7 @@ def _crate_block(about, number, layer, tables, x, cache, position):
     """As `models.crate.CRATEBlock.decode`."""
     normed = _normed(about, x, layer["mssa_norm"], tables)
     projected = product(normed, layer["bases"])
-    tokens = cache_token(cache[0], _cached(projected, layer["cache"], about), position)
+    tokens = _kept(cache[0], _heads(scaled(projected, _scale(layer["cache"])), about), position)
     query = _heads(scaled(projected, _scale(layer["query"])), about)
     mixed = attend(query, tokens, tokens, position, _scale(layer["scores"]), tables["weights"])
     x = saturate(x + _dense(mixed.reshape(len(x), -1), layer["output"]), RESIDUAL_BITS)
@@ -119,7 +118,7 @@ def _igpt_block(about, number, layer, tables, x, cache, position):
     normed = _normed(about, x, layer["attention_norm"], tables)
     query = _heads(_dense(normed, layer["query"]), about)
     keys, values = (
-        cache_token(old, _heads(_byte(_dense(normed, layer[name])), about), position)
+        _kept(old, _heads(_dense(normed, layer[name]), about), position)
         for name, old in zip(("key", "value"), cache, strict=True)
     )
     mixed = attend(query, keys, values, position, _scale(layer["scores"]), tables["weights"])
@@ -153,12 +152,10 @@ def _moved(x: jax.Array, found: int, wanted: int) -> jax.Array:
     return shifted(x, jnp.int32(found - wanted))
 
 
-def _cached(projected: jax.Array, scale: dict[str, Any], about: Description) -> jax.Array:
-    return _heads(_byte(scaled(projected, _scale(scale))), about)
-
-
-def _byte(x: jax.Array) -> jax.Array:
-    return jnp.clip(x, -127, 127).astype(jnp.int8)
+def _kept(cache: jax.Array, token: jax.Array, position: jax.Array) -> jax.Array:
+    """The cache `[h, n, p, b]` with a token `[b, h, p]`, cut to a byte, at a position."""
+    byte = jnp.clip(token, -127, 127).astype(jnp.int8)
+    return jax.lax.dynamic_update_index_in_dim(cache, jnp.transpose(byte, (1, 2, 0)), position, axis=1)
 
 
 def _heads(x: jax.Array, about: Description) -> jax.Array:

@@ -17,6 +17,8 @@ from crate_jax.data import transforms
 SPLITS = ("train", "test")
 # The split that is tested on has several names; the first one with labels is taken.
 TEST_SPLITS = ("test", "val", "validation", "valid")
+# What is cut into windows, which overlap in training.
+WINDOWED = ("text", "pixels")
 _SAMPLE = 64  # images looked at to find the natural size of a dataset that does not state it
 
 

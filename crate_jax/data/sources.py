@@ -20,6 +20,8 @@
 ``stdlib``            text: the source code of Python's own library, the modules at its top; about 5 MB
 ``text:PATH``         text: a file, or a folder of files, or one with train/ and test/ (val/, validation/), or with
                       train.txt and test.txt; of a text without a test part the last tenth is held out
+``pixels:NAME``       the images of another dataset, such as pixels:tfds:cifar10, as the values of their channels: rows
+                      of pixels, which a model of tokens reads as it reads a text
 ``letters``           1,560 printed capitals of 8×8 pixels and 17 grey levels, 26 classes, as a second data set
                       for models of the digits; a stratified fifth (312) is the test split
 ====================  ======================================================================================
@@ -41,6 +43,7 @@ from crate_jax.data.dataset import Dataset, DatasetInfo, Joined, Part, Source, T
 from crate_jax.data.folders import Folder
 from crate_jax.data.letters import Letters
 from crate_jax.data.parquet import Parquet
+from crate_jax.data.pixels import CHANNELS, Pixels
 from crate_jax.data.records import ArrayRecord, Tfds
 from crate_jax.data.tars import Tars
 from crate_jax.data.text import BYTES, Text
@@ -86,6 +89,11 @@ SOURCES: dict[str, Kind] = {
     "addition": Kind(lambda options, place: Addition(options), "OPTIONS"),
     "stdlib": Kind(lambda _, place: Text.standard_library(), "", BYTES),
     "text": Kind(lambda path, place: Text(_path(path), place.exclude), tokens=BYTES),
+    "pixels": Kind(
+        lambda name, place: Pixels(open_dataset(name, data_dir=place.data_dir, exclude=place.exclude), name),
+        "NAME",
+        CHANNELS,
+    ),
     "letters": Kind(lambda _, place: Letters(), ""),
 }
 

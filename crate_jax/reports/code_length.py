@@ -8,6 +8,7 @@ import numpy as np
 
 from crate_jax import models
 from crate_jax.compression import baselines
+from crate_jax.data.dataset import WINDOWED
 from crate_jax.data.sources import Source
 from crate_jax.reports.base import SectionResult, Table, TrainedRun, lower_by
 from crate_jax.tasks import Task
@@ -42,7 +43,7 @@ def make(trained: TrainedRun) -> SectionResult | None:
         bits["png, a file an image"] = baselines.png_bits(seen)
         bits["png, one contact sheet"] = baselines.png_sheet_bits(seen)
     kind = run.info.kind
-    what = f"windows of {kind}" if kind == "text" else kind
+    what = f"windows of {kind}" if kind in WINDOWED else kind
     lengths, table = compare(
         f"code length of {describe(tokens, source, what)}", bits, tokens.size, run.meaning.unit
     )

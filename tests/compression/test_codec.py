@@ -202,8 +202,8 @@ def test_noise_hardly_grows(integer_model):
 
 
 def test_a_flipped_byte_and_a_cut_file_are_refused(integer_model, likely):
-    data = likely[:64] + bytes(64) + np.random.default_rng(0).bytes(64)
-    encoded = codec.encode(data, integer_model, chunk=64, lanes=4)
+    data = likely[:60] + bytes(60) + np.random.default_rng(0).bytes(60)
+    encoded = codec.encode(data, integer_model, chunk=60, lanes=4)
     assert {kind for kind, _, _ in encoded.chunks} == {"model", "lzma", "raw"}
     for place in range(len(encoded.data)):
         for flip in (1, 128):
@@ -274,6 +274,13 @@ def test_models_without_integers_are_named(changes, message):
         quantise.check(models.CRATEGPTConfig(**changes))
 
 
+def test_a_newer_model_file_is_named(tmp_path):
+    about = {"format": portable.FORMAT, "version": portable.VERSION + 1}
+    np.savez(tmp_path / "x.npz", description=np.frombuffer(json.dumps(about).encode(), np.uint8))
+    with pytest.raises(InputError, match="x has version 2; accepted: 1"):
+        portable.load((tmp_path / "x.npz").read_bytes(), "x")
+
+
 def test_a_model_file_that_is_none(integer_model, tmp_path):
     for data in (b"", b"PK\x03\x04", b"\0" * 100):
         with pytest.raises(InputError, match="x is no portable model"):
@@ -281,3 +288,12 @@ def test_a_model_file_that_is_none(integer_model, tmp_path):
     np.savez(tmp_path / "x.npz", a=1)
     with pytest.raises(InputError, match="no portable model"):
         portable.load(Path(tmp_path / "x.npz").read_bytes())
+
+
+def test_lzma_of_all_at_once_where_chunks_hide_a_repetition(integer_model):
+    block = np.random.default_rng(0).bytes(600)
+    data = block * 6
+    encoded = codec.encode(data, integer_model, chunk=600, lanes=2)
+    assert [kind for kind, _, _ in encoded.chunks] == ["lzma"]
+    assert len(encoded.data) < 2 * len(block)
+    assert codec.decode(encoded.data, integer_model) == data

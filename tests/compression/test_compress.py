@@ -79,12 +79,13 @@ def test_a_damaged_file_leaves_no_output(digits_run, tmp_path):
     data.write_bytes(bytes(1000))
     call("encode", f"--input={data}", f"--model={digits_run}")
     coded = tmp_path / "data.crate"
-    broken = bytearray(coded.read_bytes())
-    broken[-1] ^= 1
-    coded.write_bytes(broken)
+    whole = coded.read_bytes()
     data.write_bytes(b"older")
-    with pytest.raises(InputError, match="damaged or cut short"):
-        call("decode", f"--input={coded}", f"--model={digits_run}")
+    flipped = (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole)))
+    for broken in (*flipped, *(whole[:end] for end in range(len(whole)))):
+        coded.write_bytes(broken)
+        with pytest.raises(InputError, match=r"--input: .*(damaged or cut short|not written by|has format)"):
+            call("decode", f"--input={coded}", f"--model={digits_run}")
     assert data.read_bytes() == b"older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.crate"]
 

@@ -103,8 +103,8 @@ def test_attend_is_softmax_attention(extreme):
     factor, position = np.full((heads, 1), 2e-5), n - 3
     found = attend(
         jnp.array(query, jnp.int32),
-        jnp.array(keys, jnp.int8),
-        jnp.array(values, jnp.int8),
+        jnp.array(np.moveaxis(keys, 0, -1), jnp.int8),
+        jnp.array(np.moveaxis(values, 0, -1), jnp.int8),
         jnp.int32(position),
         integers.make_scale(factor * STEPS),
         TABLES["weights"],
@@ -119,12 +119,26 @@ def test_attend_is_softmax_attention(extreme):
 def test_attention_does_not_see_what_comes_later():
     rng = np.random.default_rng(2)
     query = jnp.array(rng.integers(-900, 900, (1, 1, 4)), jnp.int32)
-    keys = rng.integers(-127, 128, (1, 1, 9, 4)).astype(np.int8)
+    keys = rng.integers(-127, 128, (1, 9, 4, 1)).astype(np.int8)
     changed = keys.copy()
-    changed[:, :, 5:] = rng.integers(-127, 128, (1, 1, 4, 4))
+    changed[:, 5:] = rng.integers(-127, 128, (1, 4, 4, 1))
     scale = integers.make_scale(np.full((1, 1), 1e-3))
     first, second = (attend(query, k, k, jnp.int32(4), scale, TABLES["weights"]) for k in (keys, changed))
     np.testing.assert_array_equal(first, second)
+
+
+def test_attention_in_blocks_is_attention_at_once(monkeypatch):
+    """On a processor positions come in blocks, elsewhere not: codes must be the same."""
+    rng = np.random.default_rng(3)
+    query = jnp.array(rng.integers(-9000, 9000, (3, 2, 8)), jnp.int32)
+    keys, values = jnp.array(rng.integers(-127, 128, (2, 2, 64, 8, 3)), jnp.int8)
+    scale = integers.make_scale(np.full((2, 1), 1e-3))
+    inputs = [(query, keys, values, jnp.int32(i), scale, TABLES["weights"]) for i in (0, 15, 16, 37, 63)]
+    assert integers._block(64, 3) == 16
+    blocks = [attend(*each) for each in inputs]
+    monkeypatch.setattr(integers, "_block", lambda length, lanes: length)
+    at_once = jax.jit(lambda *each: integers.attend(*each))
+    np.testing.assert_array_equal(blocks, [at_once(*each) for each in inputs])
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 17, 256, integers.MAX_VOCAB]), st.floats(0, 20))

@@ -29,7 +29,7 @@ def everything(source) -> tuple[np.ndarray, np.ndarray]:
 def test_an_unknown_name_is_refused(name):
     accepted = (
         "digits, tfds:NAME, folder:PATH, array_record:PATH, tar:PATH, parquet:PATH, npz:PATH, addition:OPTIONS, stdlib, "
-        "text:PATH, letters"
+        "text:PATH, pixels:NAME, letters"
     )
     hint = "; did you mean digits?" if name == "digit" else ""
     assert refusal(name) == f"unknown dataset {name!r}; accepted: {accepted}{hint}"

@@ -48,6 +48,9 @@ def test_several_devices_say_what_one_does(tmp_path):
             if not isinstance(value, float):
                 assert several[name][key] == value, f"{name}{key}"
                 continue
+            share = "/lowered/" in key
+            if share and ".std." in key:
+                continue  # It follows from the mean.
             # Of a share of examples one or two may be ties that rounding decides.
-            atol = 2 / EXAMPLES if "/lowered/" in key else 1e-5
+            atol = 2 / EXAMPLES if share else 1e-5
             np.testing.assert_allclose(several[name][key], value, rtol=1e-4, atol=atol, err_msg=name + key)
