@@ -128,7 +128,10 @@ def _directories(path: Path, excluded: str | None) -> list[os.DirEntry]:
     if not path.is_dir():
         return []
     with os.scandir(path) as entries:
-        found = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        seen = [entry for entry in entries if not entry.name.startswith(".")]
+    found = [entry for entry in seen if entry.is_dir()]
+    if broken := [each.path for each in seen if each.is_symlink() and not os.path.exists(each.path)]:
+        raise InputError(f"folder {path}: {min(broken)} is a link to what is not there; remove or mend it")
     return [entry for entry in found if os.path.realpath(entry.path) != excluded]
 
 

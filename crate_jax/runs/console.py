@@ -49,6 +49,11 @@ def replace_what_cannot_be_encoded() -> None:
             stream.reconfigure(errors="replace")
 
 
+# Started with them closed (`>&-`), Python has none.
+sys.stdout, sys.stderr = (
+    stream or open(os.devnull, "w", encoding="utf-8") for stream in (sys.stdout, sys.stderr)
+)
+
 # Names of files and of classes may hold [brackets] and :words:, which rich would read as markup and as emoji. A file or a
 # pipe has no width of its own; rich would take 80 columns and cut the tables.
 _WIDTH = None if sys.stdout.isatty() else 140

@@ -206,6 +206,9 @@ def test_links_to_images_that_are_not_there(tmp_path):
         InputError, match=r"2 image files are links to what is not there, such as .*/a/6\.png"
     ):
         sources.open_dataset(name)
+    (tmp_path / "c").symlink_to("/not/mounted/c")  # A class of its own, which would be missing.
+    with pytest.raises(InputError, match="/c is a link to what is not there"):
+        sources.open_dataset(name)
 
 
 def test_names_in_other_encodings(tmp_path):

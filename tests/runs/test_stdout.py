@@ -73,6 +73,14 @@ def test_a_full_disk_under_stdout_stops_the_run(what, said, code):
     assert said in done.stderr and done.stderr.count("\n") == (2 if said else 1)
 
 
+def test_a_stdout_that_is_closed_from_the_start():
+    shell = ["sh", "-c", 'exec "$0" -c "$1" else >&-', sys.executable, SPEAK]
+    done = subprocess.run(
+        shell, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "went on\n")
+
+
 def test_a_lost_terminal_is_a_wish_to_stop():
     from crate_jax.parallel.processes import StopSignals
 
