@@ -76,7 +76,7 @@ def test_every_family_takes_a_step_and_resumes(family, tmp_path, compile_once, m
     with monkeypatch.context() as patch:
         patch.setattr(processes.StopSignals, "stop_after", lambda signals, step: True)
         assert train(config, tmp_path / "run") is None
-    values = train(config, tmp_path / "run")
+    values = train(config, tmp_path / "run", sections="loss")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]
     assert lines[-1]["final"] is True
