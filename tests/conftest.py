@@ -88,6 +88,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test first: last, it would run alone."""
+    items.sort(key=lambda item: item.path.name != "test_kills.py")
+
+
 @pytest.fixture
 def started():
     """Processes, each of a session of its own, that end with the test whatever it finds."""
