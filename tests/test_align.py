@@ -43,6 +43,7 @@ def call(out, *flags):
     return json.loads((out / "align.json").read_text())
 
 
+@pytest.mark.slow
 def test_files(files, tmp_path, capsys):
     names = [str(files / name) for name in ("a.npz", "b.safetensors", "noise.npy")]
     found = call(tmp_path, f"--models={','.join(names)}", "--stitch", "--rosetta")

@@ -48,6 +48,7 @@ def test_evaluation_repeats_the_final_line(trained):
     assert len(report["layers"]["coding_rate"]["mean"]) == 2
 
 
+@pytest.mark.slow
 def test_another_resolution_interpolates_the_positions(trained):
     """16×16 images are 4×4 patches where the model was trained with 2×2; it also evaluates wide ones."""
     workdir, values = trained

@@ -35,9 +35,7 @@ def trained(tmp_path_factory):
             path = root / "data" / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), rng.integers(0, 256, (8, 8, 3), np.uint8))
-    train(
-        load_config({**TINY, "data.name": f"folder:{root / 'data'}"}), root / "run", sections="loss,layerwise"
-    )
+    train(load_config({**TINY, "data.name": f"folder:{root / 'data'}"}), root / "run", sections="loss")
     return root
 
 
@@ -110,6 +108,7 @@ def test_a_folder_without_a_run_is_bad_input(tmp_path):
         report.main(["report", f"--workdir={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_other_images_of_any_size(trained, tmp_path, capsys):
     """A folder without classes, of images larger than those the model knows; its training data are not looked at."""
     shutil.copytree(trained / "run", tmp_path / "run")

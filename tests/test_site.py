@@ -82,6 +82,7 @@ def test_configurations_say_the_accuracy_that_is_recorded():
         assert float(said[1]) == round(recorded[family]["accuracies %"][0], 1), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["objectives", "compare"])
 def test_the_code_of_a_tutorial_runs(name):
     """Tutorials in Python that need no files: each block by itself, but with what those before it defined."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -46,7 +47,7 @@ def in_blocks(x, labels, mesh):
     )
 
 
-@pytest.mark.parametrize("max_rows", [8192, 500])
+@pytest.mark.parametrize("max_rows", slow_but([8192, 500], 500))
 def test_probe_agrees_with_scikit_learn(digits, mesh, tmp_path, monkeypatch, max_rows):
     """Two layers, pixels and their squares, one a group; in 500-row blocks the last one is padded."""
     monkeypatch.setattr(linear_probe, "MAX_ROWS", max_rows)

@@ -40,7 +40,7 @@ def cheap(monkeypatch):
 
 
 @pytest.mark.parametrize(("n", "d"), slow_but([(65, 96), (5, 96), (197, 64)], (65, 96)))
-@pytest.mark.parametrize("eps_sq", [0.01, 0.5])
+@pytest.mark.parametrize("eps_sq", slow_but([0.01, 0.5], 0.01))
 def test_tokens_of_a_trained_network_need_no_orthogonalisation(cheap, n, d, eps_sq):
     z = np.stack([oracles.tokens("trained", n, d, seed) for seed in range(2)]).astype(np.float32)
     bases = np.linalg.qr(np.random.default_rng(1).normal(size=(4, d, d)))[0][:, :, : d // 4].astype(
@@ -66,6 +66,7 @@ def test_spread_tokens_stay_with_one_cholesky():
         assert np.all(logdet._cholesky(ratio, operands(tokens, eps_sq)[1], None)[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", oracles.KINDS)
 def test_the_bounds_promise_what_they_say(kind):
     """Where Cholesky or Cholesky twice calls itself right, it is: 1e-4 of the value, 1e-3 of the gradient."""

@@ -75,6 +75,7 @@ def test_derived_step():
     np.testing.assert_allclose(objectives.mssa_step(Z, BASES, step_size=0.1, eps_sq=0.5), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_released_skip_goes_uphill_on_random_tokens():
     """arXiv 2411.17182: with its skip connection the released operator increases R^c."""
     z = RNG.normal(size=(4, 16, 24)).astype(np.float32)

@@ -38,7 +38,7 @@ def toy(monkeypatch):
 
 
 def test_it_trains_is_evaluated_and_reported(toy, tmp_path):
-    values = train(load_config(toy), tmp_path, sections="loss,layerwise")
+    values = train(load_config(toy), tmp_path, sections="loss")
     assert set(values) == {"eval/loss", "eval/count"} and values["eval/count"] == 360
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["final"] is True
     assert (tmp_path / "report" / "index.html").is_file()

@@ -40,6 +40,7 @@ def rate(z, eps_sq):
     return 0.5 * np.linalg.slogdet(np.eye(d) + d / (n * eps_sq) * z.swapaxes(-1, -2) @ z)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CRATE, ALPHA], ids=["crate", "crate_alpha"])
 def test_sparse_rate_reduction_is_that_of_the_objective(config):
     both, params, reports = traced(config, sparse_rate_reduction=2.0, layers="all", eps_sq=0.3, penalty=0.2)

@@ -101,6 +101,7 @@ def test_the_teacher_sees_global_views_and_has_no_gradient():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(through))
 
 
+@pytest.mark.slow
 def test_evaluation_counts_what_is_not_masked():
     model = models.create(CONFIG.model)
     task, params = make_task(CONFIG, PIXELS), model.init(jax.random.key(0))
@@ -113,6 +114,7 @@ def test_evaluation_counts_what_is_not_masked():
         np.testing.assert_allclose(total, two[name][0], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_views_of_evaluation_follow_the_place_in_the_split():
     """Whatever else is in the batch: the features of a view's pixels are the same in another order."""
     task, seen = make_task(CONFIG, PIXELS), []
