@@ -147,10 +147,11 @@ def test_mistakes_are_one_line(trained, tmp_path, flags, words):
     assert "\n" not in str(found.value)
 
 
-def test_several_runs_side_by_side(trained, tmp_path):
+@pytest.mark.slow
+def test_several_runs_side_by_side(reported, tmp_path):
     """One page with both runs' sections, what they reached, how they differ, and their curves in one picture."""
     for name in ("first", "second"):
-        shutil.copytree(trained / "run", tmp_path / name)
+        shutil.copytree(reported, tmp_path / name)
     for file in ("report.json",):
         path = tmp_path / "second" / "report" / file
         values = json.loads(path.read_text())
