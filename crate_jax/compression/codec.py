@@ -9,7 +9,6 @@ more than 256 tokens.
 import dataclasses
 import json
 import lzma
-import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -28,6 +27,8 @@ CHUNK = 16384
 LANES = 64
 # Above this LZMA does not see all of a file at once: on one core it would take longer than a model on an accelerator.
 MOST_AT_ONCE = 1 << 24
+# Each may take some 700 MB at this preset.
+LZMA_THREADS = 4
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 # The header of a grey or RGB image in the formats of Netpbm, in bytes.
 _NETPBM = re.compile(rb"P[56](?:\s+(?:#[^\n]*\n\s*)*\d+){3}\s")
@@ -91,7 +92,7 @@ def encode(
     sizes = header.sizes
     ends = np.cumsum(sizes)
     parts = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with futures.ThreadPoolExecutor(LZMA_THREADS) as pool:
         stored = list(pool.map(_without_model, parts))
     machine, ideal = Lanes(predictor, header.lanes, context), 0.0
     for group in _groups(header, len(parts), header.lanes):
