@@ -163,23 +163,27 @@ def make(workload: Workload, fields: dict[str, Any]) -> Training | Sampling:
     """
     fields = dict(fields)
     unit, options = fields.pop("unit", None), fields.pop("compiler_options", None)
-    shared_attention.register()
+    shared = fields.pop("shared_attention", False)
     known = {field.name for field in dataclasses.fields(make_run(workload, {})[0].config.model)}
     if unknown := set(fields) - known - {"deterministic"}:
         raise ValueError(f"the model has no field {', '.join(sorted(unknown))}")
-    with kernels_of(unit):
+    with kernels_of(unit, shared):
         return {"train": Training, "sample": Sampling}[workload.kind](workload, fields, options)
 
 
 @contextlib.contextmanager
-def kernels_of(unit: int | None):
-    """While it lasts, kernels that ask for tokens padded to another multiple; None changes nothing."""
+def kernels_of(unit: int | None, shared: bool):
+    """While it lasts, kernels ask for tokens padded to a multiple of `unit` (None changes nothing), and MSSA's is that in
+    `shared_attention` where `shared`.
+    """
     from crate_jax.models import attention
 
     usual = dict(attention.KERNELS)
+    changes: dict[str, Any] = {} if unit is None else {"unit": unit}
+    if shared:
+        changes["attend_shared"] = shared_attention.attend_shared
     try:
-        if unit is not None:
-            attention.KERNELS |= {name: kernel._replace(unit=unit) for name, kernel in usual.items()}
+        attention.KERNELS |= {name: kernel._replace(**changes) for name, kernel in usual.items()}
         yield
     finally:
         attention.KERNELS |= usual

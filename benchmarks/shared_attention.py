@@ -1,7 +1,6 @@
 """softmax(s W Wᵀ) W, the heads of CRATE's MSSA, as a Pallas kernel for GPUs that reads W once as query, key and value.
 
 Never timed on a card, so no model uses it: `python -m benchmarks.gpu` compares it with cuDNN's kernel where there is one.
-`register` makes it the row `pallas` of `attention.KERNELS`, so that it can be forced: `model.attention_kernel=pallas`.
 
 S = s W Wᵀ is symmetric. What a block of rows i needs of its columns stands therefore in the rows themselves: with l the
 logarithm of each row's Σ exp, A_ij = exp(S_ij − l_i) and A_ji = exp(S_ij − l_j). The gradient of block i is then a sum over
@@ -21,7 +20,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from crate_jax import InputError
-from crate_jax.models import attention
 
 # What scores of padding are replaced by: finite, so that no difference of two is NaN.
 LOW = -1e30
@@ -194,14 +192,8 @@ def _store(ref, shape, example, head, first, value):
     triton.store(ref.at[where], value.astype(ref.dtype), mask=inside)
 
 
-def register() -> None:
-    """Add the kernel to those that a configuration can name; for three different tensors the row has XLA's form."""
-    attention.KERNELS["pallas"] = attention.KERNELS["xla"]._replace(
-        attend_shared=_attend_shared, platforms=("gpu",), unit=8
-    )
-
-
-def _attend_shared(tokens, *, causal, mask, lengths, real, scale):
+def attend_shared(tokens, *, causal, mask, lengths, real, scale):
+    """`attend` as a row of `attention.KERNELS` has it."""
     if causal or mask is not None or lengths is not None or scale != tokens.shape[-1] ** -0.5:
         raise InputError(
             "attention: kernel pallas takes no causal, mask, lengths or scale; accepted: kernel xla"
