@@ -91,7 +91,7 @@ def per_step(text: str, window: int) -> tuple[Counter, Counter]:
     module = hlo.parse(text)
     (loop,) = (found for found in module.computations[module.entry] if found.opcode == "while")
     (body,) = re.findall(r"\bbody=%?([\w.\-]+)", loop.attributes)
-    whole, once = (traffic._computation(name, module, False) for name in (module.entry, body))
+    whole, once = (traffic._computation(name, module, False, traffic.kind) for name in (module.entry, body))
     return tuple(
         Counter({kind: inside[kind] + (every[kind] - inside[kind]) / window for kind in every})
         for every, inside in zip(whole, once, strict=True)
