@@ -151,21 +151,18 @@ def without_cache(run: str, lanes: int = 8) -> dict:
 def record(path: Path, item: str, values: dict, seconds: float, module: str = "benchmarks.codec") -> None:
     """Write the item into the file."""
     found = json.loads(path.read_text()) if path.is_file() else {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     path.write_text(
         json.dumps(
             {
                 "command": f"python -m {module}",
-                "commit": commit.stdout.strip(),
+                "commit": commit(),
                 "date": datetime.now(UTC).date().isoformat(),
                 "seed": None,
                 "versions": {
                     "python": platform.python_version(),
                     **{name: version(name) for name in PACKAGES},
                 },
-                "machine": "2 cores of an Intel Xeon, shared with other work; see docs/codec.md",
+                "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores; see docs/codec.md",
                 "seconds": round(found.get("seconds", 0) + seconds, 1),
                 "values": {**found.get("values", {}), item: values},
             },
@@ -174,6 +171,16 @@ def record(path: Path, item: str, values: dict, seconds: float, module: str = "b
         )
         + "\n"
     )
+
+
+def commit() -> str | None:
+    """What the working tree stands at; None where git or its folder is not there."""
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
 
 
 if __name__ == "__main__":
