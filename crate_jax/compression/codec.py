@@ -209,8 +209,9 @@ def decode(
 
 
 def _check(header: Header, predictor: Predictor, name: str) -> None:
-    """Raises InputError for another model, or another machine where that matters."""
-    if header.environment != predictor.environment:
+    """Raises InputError for another machine where that matters, or another model."""
+    # The machine first: the same run is another model on a device with another type of numbers.
+    if header.environment and predictor.environment and header.environment != predictor.environment:
         there, here = json.loads(header.environment), json.loads(predictor.environment)
         differing = [
             f"{key} {there.get(key, 'none')} there, {here.get(key, 'none')} here"
