@@ -137,11 +137,13 @@ class Npz(LabelledImages):
     def _class_names(self, names: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
         """The array `classes`, whose places are the labels."""
         classes = tuple(str(name) for name in names.ravel())
-        places = labels.dtype.kind in "iu" and 0 <= labels.min(initial=0) <= labels.max(initial=0) < len(classes)
+        places = labels.dtype.kind in "iu" and 0 <= labels.min(initial=0) <= labels.max(initial=0) < len(
+            classes
+        )
         if names.dtype.kind != "U" or names.ndim != 1 or len(set(classes)) < len(classes) or not places:
             raise InputError(
-                f"{self._path}: classes is {names.dtype} {list(names.shape)} for labels of {labels.dtype}; accepted: different "
-                "names, whose places are the labels"
+                f"{self._path}: classes is {names.dtype} {list(names.shape)} for labels of {labels.dtype}; accepted: "
+                "different names, whose places are the labels"
             )
         return classes
 

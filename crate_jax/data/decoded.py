@@ -62,9 +62,7 @@ def write(
     return done
 
 
-def _decode(
-    source: Source, advance: Callable[[int], None]
-) -> tuple[list[np.ndarray], list[int], list[str]]:
+def _decode(source: Source, advance: Callable[[int], None]) -> tuple[list[np.ndarray], list[int], list[str]]:
     """Images and labels of a split, and a line for each image that cannot be read; grey images have one channel."""
     images, labels, unreadable = [], [], []
     for i in range(len(source)):

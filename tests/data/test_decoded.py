@@ -49,7 +49,9 @@ def test_batches_are_those_of_the_files(folder, tmp_path):
 
 def test_images_of_two_sizes_are_refused_and_nothing_is_written(folder, tmp_path):
     write_image(folder / "val" / "class10" / "wide.png", 7, (8, 9))
-    with pytest.raises(InputError, match=r"^--output: one\.npz takes images of one size; found 8×8 and 8×9 pix"):
+    with pytest.raises(
+        InputError, match=r"^--output: one\.npz takes images of one size; found 8×8 and 8×9 pix"
+    ):
         decoded.write(f"folder:{folder}", tmp_path / "one.npz")
     assert not (tmp_path / "one.npz").exists()
 
@@ -66,7 +68,9 @@ def test_an_unreadable_image_is_left_out_or_stops(folder, tmp_path):
 
 def test_flags_of_records_are_refused(folder, tmp_path):
     flags = ["prepare", f"--input=folder:{folder}", f"--output={tmp_path / 'a.npz'}", "--processes=2"]
-    with pytest.raises(InputError, match=r"^--processes: has no effect on a\.npz; accepted: --output of a fold"):
+    with pytest.raises(
+        InputError, match=r"^--processes: has no effect on a\.npz; accepted: --output of a fold"
+    ):
         prepare.main(flags)
 
 
@@ -78,5 +82,7 @@ def test_flags_of_records_are_refused(folder, tmp_path):
 def test_classes_that_are_not_names_of_the_labels_are_refused(tmp_path, classes):
     arrays = {"images": np.zeros((15, 4, 4), np.uint8), "labels": np.arange(15) % 3}
     np.savez(tmp_path / "wrong.npz", classes=np.array(classes), **arrays)
-    with pytest.raises(InputError, match=r"wrong\.npz: classes is .* accepted: different names, whose places"):
+    with pytest.raises(
+        InputError, match=r"wrong\.npz: classes is .* accepted: different names, whose places"
+    ):
         inspect(f"npz:{tmp_path / 'wrong.npz'}")
