@@ -15,7 +15,7 @@ Variants (--config=configs/igpt.py:VARIANT):
                           11 minutes of processor time. channels_crate its CRATE-GPT twin, not run here. Other images:
                           --config.data.name=pixels:NAME
     cifar10               CIFAR-10 from scratch, 512 colours, a model for one GPU; cifar10_crate its CRATE-GPT twin
-    cifar10_small         1,837,312 parameters on CIFAR-10 for four epochs, minutes of a GPU; cifar10_small_bert the same
+    cifar10_small         1,837,312 parameters on CIFAR-10 for three epochs, minutes of a GPU; cifar10_small_bert the same
                           with masked pixels. docs/igpt.md compares their layers
     imagenet32_s|m|l      Chen et al. 2020 on ImageNet at 32×32, and imagenet32_crate, a CRATE-GPT of S's width and depth
     imagenet48_l          the same at 48×48, 2,304 tokens, from ImageNet prepared by crate_jax.prepare (docs/data.md)
@@ -141,7 +141,7 @@ def cifar10_small() -> Config:
     data = dataclasses.replace(config.data, flip=True)
     each = epochs(1)
     return dataclasses.replace(
-        config, total=epochs(4), warmup=percent(5), eval=each, checkpoint=each, trace=None, data=data
+        config, total=epochs(3), warmup=percent(5), eval=each, checkpoint=each, trace=None, data=data
     )
 
 
