@@ -10,8 +10,8 @@ Variants:
             125,002 parameters and ten epochs, for a CPU: half an hour on one core. configs/vit.py has its equal;
             docs/results.md compares them at the next size.
   cifar10_medium
-            694,186 parameters and twenty epochs with batches of 512, for a GPU. configs/crate_alpha.py, tost.py and vit.py have
-            networks of as many parameters, give or take 2.5 %, with the same recipe; docs/results.md compares them.
+            694,186 parameters and twenty epochs with batches of 512, for a GPU. configs/crate_alpha.py, tost.py and vit.py
+            have networks of as many parameters, give or take 2.5 %, with the same recipe; docs/results.md compares them.
   tiny | small | base | large
             ImageNet-1K as in the paper (arXiv 2306.01129, appendix B.1.2): Lion, lr 2.4e-4, weight decay 0.5,
             batch 2048, 150 epochs, 5 of warm-up, label smoothing 0.1, random crop and flip.

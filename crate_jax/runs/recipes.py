@@ -90,7 +90,9 @@ MEDIUM = {"image_size": 32, "patch_size": 4, "num_classes": 10, "depth": 6}
 
 
 def cifar10_medium(model: Any, **changes) -> Config:
-    """CIFAR-10 for twenty epochs with AdamW, for networks of 680,000 parameters on a GPU. `changes` are fields of `Config`."""
+    """CIFAR-10 for twenty epochs with AdamW, for networks of 680,000 parameters on a GPU. `changes` are fields of
+    `Config`.
+    """
     return cifar10_small(
         model,
         **{
