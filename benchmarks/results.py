@@ -130,9 +130,9 @@ def measure(run: Run) -> dict:
         per_epoch = read_dataset(workdir).num_examples["train"] / config.batch_size
         metric = "accuracy" if "accuracy" in found else "loss"
         found[f"{metric} after epochs"] = {
-            f"{line['step'] / per_epoch:.3g}": round(line[f"eval/{metric}"], 5)
+            f"{line['step'] / per_epoch:.2f}": round(line[f"eval/{metric}"], 5)
             for line in lines
-            if "eval/loss" in line and not line.get("final")
+            if "eval/loss" in line
         }
         found["training loss"] = next(line["train/loss"] for line in lines[::-1] if "train/loss" in line)
     lengths = workdir / "report" / "code_length.json"
