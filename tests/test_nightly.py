@@ -16,8 +16,8 @@ def test_the_five_cheapest_are_compared_with_their_files(monkeypatch, capsys, ch
         id(row): (name, title) for name, titles in results.RESULTS.items() for title, row in titles.items()
     }
 
-    def measured(row, workdir, seed):
-        before = cheapest[(*rows[id(row)], seed)]
+    def measured(run):
+        before = cheapest[(*rows[id(run.row)], run.seed)]
         key = "accuracy" if "accuracy" in before else "loss"
         return {**before, key: before[key] + change}
 

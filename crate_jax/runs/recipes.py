@@ -85,6 +85,26 @@ def cifar10_small(model: Any, **changes) -> Config:
     return dataclasses.replace(config, **changes)
 
 
+# Shape of the networks that `cifar10_medium` compares.
+MEDIUM = {"image_size": 32, "patch_size": 4, "num_classes": 10, "depth": 6}
+
+
+def cifar10_medium(model: Any, **changes) -> Config:
+    """CIFAR-10 for twenty epochs with AdamW, for networks of 680,000 parameters on a GPU. `changes` are fields of
+    `Config`.
+    """
+    return cifar10_small(
+        model,
+        **{
+            "batch_size": 512,
+            "total": epochs(20),
+            "checkpoint": epochs(5),
+            "trace": None,
+            **changes,
+        },
+    )
+
+
 def imagenet(model: Any, **changes) -> Config:
     """ImageNet-1K for 150 epochs with Lion, batch 2048 (arXiv 2306.01129, appendix B.1.2). What is decayed, which the paper
     does not say, is as in the authors' code. `changes` are fields of `Config`.
