@@ -1,14 +1,14 @@
 """Trains what a row of the documentation shows, and writes docs/results/NAME.json.
 
     python -m benchmarks.results NAME [--seeds=0,1,2] [--workdir=runs/results]
-    python -m benchmarks.results cifar10-families --images=npz:data/cifar10.npz --jobs=6
+    python -m benchmarks.results cifar10-families --images=npz:data/cifar10.npz
     python -m benchmarks.results --nightly
 
 Every command is one that the page prints; a run that is done is not done again. `python docs/check_numbers.py` then says
 where the pages differ. `--jobs` trains several at a time, a seed of every row before the next seed; `--limit` stops those
 that are not done after so many seconds, and a seed that not every row has finished is left out. `--nightly` trains the five
 cheapest recorded runs again, in new folders, compares them with their files, writes nothing, and ends with exit code 1 where
-one is further from what is printed than chance explains; those that need a GPU or images from elsewhere are left to NAME.
+one is further from what is printed than chance explains; those that need images from elsewhere are left to NAME.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Row(NamedTuple):
       config: the configuration.
       changes: further flags of `crate_jax.train`.
       probed: whether its layers are probed.
-      images: whether it is trained on CIFAR-10 on a GPU; `--images` says where those are, tfds:cifar10 where it is left out.
+      images: whether it is trained on CIFAR-10; `--images` says where that is, tfds:cifar10 where it is left out.
     """
 
     config: str
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 # Reading images of 32 pixels is mostly work under Python's lock, which more threads only fight for.
-GPU = {"changes": ("--config.data.threads=1", "--sections=loss"), "images": True}
+CIFAR = {"changes": ("--config.data.threads=1", "--sections=loss"), "images": True}
 
 
 RESULTS: dict[str, dict[str, Row]] = {
@@ -69,15 +69,24 @@ RESULTS: dict[str, dict[str, Row]] = {
         "autoencoder": Row("configs/mae.py:autoencoder", probed=True),
         "SimDINO": Row("configs/simdino.py", probed=True),
     },
-    "cifar10-families": {
-        "CRATE": Row("configs/crate.py:cifar10_medium", **GPU),
-        "CRATE-α": Row("configs/crate_alpha.py:cifar10_medium", **GPU),
-        "ToST": Row("configs/tost.py:cifar10_medium", **GPU),
-        "ViT": Row("configs/vit.py:cifar10_medium", **GPU),
+    **{
+        name: {
+            title: Row(f"configs/{file}.py:{variant}", **CIFAR)
+            for title, file in (
+                ("CRATE", "crate"),
+                ("CRATE-α", "crate_alpha"),
+                ("ToST", "tost"),
+                ("ViT", "vit"),
+            )
+        }
+        for name, variant in (
+            ("cifar10-families", "cifar10_tiny"),
+            ("cifar10-families-medium", "cifar10_medium"),
+        )
     },
     "igpt-cifar10": {
-        "AR": Row("configs/igpt.py:cifar10_small", probed=True, **GPU),
-        "BERT": Row("configs/igpt.py:cifar10_small_bert", probed=True, **GPU),
+        "AR": Row("configs/igpt.py:cifar10_small", probed=True, **CIFAR),
+        "BERT": Row("configs/igpt.py:cifar10_small_bert", probed=True, **CIFAR),
     },
 }
 
