@@ -10,9 +10,9 @@ Variants:
             125,002 parameters and ten epochs, for a CPU: half an hour on one core. configs/vit.py has its equal;
             docs/results.md has accuracy and curves of both.
   cifar10_tiny
-            134,506 parameters on patches of 8 pixels and six epochs, for minutes of one core. configs/crate_alpha.py, tost.py
-            and vit.py have networks of as many parameters, give or take 1 %, with the same recipe; docs/results.md compares
-            them over three seeds.
+            134,506 parameters on patches of 8 pixels and six epochs, for minutes of one core. configs/crate_alpha.py,
+            tost.py and vit.py have networks of as many parameters, give or take 1 %, with the same recipe; docs/results.md
+            compares them over three seeds.
   cifar10_medium
             694,186 parameters and twenty epochs with batches of 512, for minutes of a GPU; its equals in the same three
             files are within 2.5 %. Not run here.
