@@ -15,6 +15,9 @@ import numpy as np
 from crate_jax.compression import rans
 from crate_jax.compression.predictors import Predictor
 
+# On a GPU no kernel is chosen by how fast it was just now: another process might choose one with other last bits.
+GPU_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
+
 
 class Lanes:
     """The compiled loop of a model over `count` sequences side by side.
@@ -113,10 +116,7 @@ def _compile(predictor: Predictor, count: int) -> Callable:
     What is given and what is read is decided by numbers, not by the program, so that both sides run the same one.
     """
 
-    # On a GPU no kernel is chosen by how fast it was just now: another process might choose one with other last bits.
-    options = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
-
-    @functools.partial(jax.jit, compiler_options=options if jax.default_backend() == "gpu" else None)
+    @functools.partial(jax.jit, compiler_options=GPU_OPTIONS if jax.default_backend() == "gpu" else None)
     def window(params, given, known, stop, ends, reader, data):
         decode = predictor.decoder(params)
 
