@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 # Reading images of 32 pixels is mostly work under Python's lock, which more threads only fight for.
 CIFAR = {"changes": ("--config.data.threads=1", "--sections=loss"), "images": True}
-
+FAMILIES = {"CRATE": "crate", "CRATE-α": "crate_alpha", "ToST": "tost", "ViT": "vit"}
 
 RESULTS: dict[str, dict[str, Row]] = {
     "digits": {"CRATE": Row("configs/base.py")},
@@ -64,25 +64,20 @@ RESULTS: dict[str, dict[str, Row]] = {
         "ToST": Row("configs/tost.py"),
     },
     "igpt-digits": {"iGPT": Row("configs/igpt.py", probed=True)},
+    "igpt-ar-bert": {
+        "AR": Row("configs/igpt.py:scaling/64x6-6", ("--sections=loss",), probed=True),
+        "BERT": Row("configs/igpt.py:bert", ("--config.total_epochs=6", "--sections=loss"), probed=True),
+    },
     "self-supervised-digits": {
         "CRATE-MAE": Row("configs/mae.py", probed=True),
         "autoencoder": Row("configs/mae.py:autoencoder", probed=True),
         "SimDINO": Row("configs/simdino.py", probed=True),
     },
-    **{
-        name: {
-            title: Row(f"configs/{file}.py:{variant}", **CIFAR)
-            for title, file in (
-                ("CRATE", "crate"),
-                ("CRATE-α", "crate_alpha"),
-                ("ToST", "tost"),
-                ("ViT", "vit"),
-            )
-        }
-        for name, variant in (
-            ("cifar10-families", "cifar10_tiny"),
-            ("cifar10-families-medium", "cifar10_medium"),
-        )
+    "cifar10-families": {
+        title: Row(f"configs/{file}.py:cifar10_tiny", **CIFAR) for title, file in FAMILIES.items()
+    },
+    "cifar10-families-medium": {
+        title: Row(f"configs/{file}.py:cifar10_medium", **CIFAR) for title, file in FAMILIES.items()
     },
     "igpt-cifar10": {
         "AR": Row("configs/igpt.py:cifar10_small", probed=True, **CIFAR),
