@@ -13,6 +13,7 @@ one is further from what is printed than chance explains; those that need images
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import platform
@@ -138,7 +139,7 @@ def measure(run: Run) -> dict:
             for line in lines
             if "eval/loss" in line
         }
-        found["training loss"] = next(line["train/loss"] for line in lines[::-1] if "train/loss" in line)
+        found["training loss"] = late_loss(lines)
     lengths = workdir / "report" / "code_length.json"
     if lengths.is_file():
         found["code_length"] = json.loads(lengths.read_text())
@@ -146,6 +147,17 @@ def measure(run: Run) -> dict:
         probes = json.loads((workdir / "report" / "probe.json").read_text())["probes"]
         found["probe"] = {name.split("-")[0]: best(values) for name, values in probes.items()}
     return found
+
+
+def late_loss(lines: list[dict]) -> float:
+    """The mean training loss over the last twentieth of the steps; a line holds the mean since the line before."""
+    lines = [line for line in lines if "train/loss" in line]
+    late = [
+        (line["step"] - before["step"], line["train/loss"])
+        for before, line in itertools.pairwise(lines)
+        if before["step"] >= 0.95 * lines[-1]["step"]
+    ]
+    return round(sum(steps * loss for steps, loss in late) / sum(steps for steps, _ in late), 5)
 
 
 def best(values: dict) -> dict:
