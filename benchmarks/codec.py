@@ -29,6 +29,7 @@ from crate_jax.compression.lanes import Lanes
 from crate_jax.training.opening import open_run
 
 ROOT = Path(__file__).parents[1]
+SPEED_LANES = (1, 8, 16, 32, 64)
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
@@ -68,7 +69,7 @@ def main() -> None:
                 os.path.getsize(model) if os.path.isfile(model) else None
             )
     if flags.speed:
-        values["without cache"] = without_cache(flags.run)
+        values["without cache"] = [without_cache(flags.run, lanes) for lanes in SPEED_LANES]
     record(flags.output, flags.item, values, time.monotonic() - began)
 
 
@@ -117,8 +118,8 @@ def timed(function):
     return found, {"clock": seconds, "processor": sum(after[:4]) - sum(before[:4])}
 
 
-def without_cache(run: str, lanes: int = 8) -> dict:
-    """Seconds per symbol of a decoder with a cache and of one without, on this machine, each at its best of 3."""
+def without_cache(run: str, lanes: int) -> dict:
+    """Processor seconds per symbol of a decoder with a cache and of one without, on this machine, each at its best of 5."""
     opened = open_run(Path(run))
     model, params = opened.run.model, opened.params
     predictor = open_predictor(run)
@@ -131,11 +132,11 @@ def without_cache(run: str, lanes: int = 8) -> dict:
     def seconds(function, count):
         function()
         taken = []
-        for _ in range(3):
-            start = time.perf_counter()
+        for _ in range(5):
+            start = time.process_time()
             function()
-            taken.append((time.perf_counter() - start) / count)
-        return min(taken)
+            taken.append(time.process_time() - start)
+        return min(taken) / count
 
     cached = seconds(lambda: machine.decode(payloads, [length] * lanes), lanes * length)
     whole = seconds(lambda: jax.block_until_ready(forward(params, tokens)), lanes)
@@ -151,21 +152,18 @@ def without_cache(run: str, lanes: int = 8) -> dict:
 def record(path: Path, item: str, values: dict, seconds: float, module: str = "benchmarks.codec") -> None:
     """Write the item into the file."""
     found = json.loads(path.read_text()) if path.is_file() else {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     path.write_text(
         json.dumps(
             {
                 "command": f"python -m {module}",
-                "commit": commit.stdout.strip(),
+                "commit": commit(),
                 "date": datetime.now(UTC).date().isoformat(),
                 "seed": None,
                 "versions": {
                     "python": platform.python_version(),
                     **{name: version(name) for name in PACKAGES},
                 },
-                "machine": "2 cores of an Intel Xeon, shared with other work; see docs/codec.md",
+                "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores; see docs/codec.md",
                 "seconds": round(found.get("seconds", 0) + seconds, 1),
                 "values": {**found.get("values", {}), item: values},
             },
@@ -174,6 +172,16 @@ def record(path: Path, item: str, values: dict, seconds: float, module: str = "b
         )
         + "\n"
     )
+
+
+def commit() -> str | None:
+    """What the working tree stands at; None where git or its folder is not there."""
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
 
 
 if __name__ == "__main__":

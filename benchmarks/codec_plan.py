@@ -20,9 +20,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.codec import record
+from crate_jax import models
 from crate_jax.compress import open_predictor
 from crate_jax.compression import lanes, rans
+from crate_jax.compression.predictors import Float
 from crate_jax.planning import hlo, topology, traffic
+from crate_jax.training.opening import open_run
 
 MACHINE = "h100:1"
 # Between two kernels of a loop, with its part of reading the condition on the host.
@@ -42,11 +45,20 @@ def main() -> None:
     flags = parser.parse_args()
     machine = topology.parse(MACHINE)
     topology.check_compiler(machine)
-    predictor = open_predictor(flags.model)
+    predictor = as_on_a_gpu(flags.model)
     for count in map(int, flags.lanes.split(",")):
         found = predict(predictor, count, machine)
         print(json.dumps(found, indent=1))
         record(flags.output, f"{predictor.numerics}, {count} lanes", found, 0, "benchmarks.codec_plan")
+
+
+def as_on_a_gpu(model: str | None):
+    """The predictor with what its run resolves to there: its numbers are bfloat16 unless it says otherwise."""
+    predictor = open_predictor(model)
+    if predictor.numerics != "float":
+        return predictor
+    opened = open_run(Path(model))
+    return Float(models.create(opened.run.config.model, "gpu"), opened.params, predictor.context)
 
 
 def predict(predictor, count: int, machine: topology.Topology) -> dict:
@@ -61,7 +73,7 @@ def predict(predictor, count: int, machine: topology.Topology) -> dict:
     reader = rans.Reader(shaped(count, dtype=np.uint32), shaped(count))
     data = shaped(count, rans.BYTES_PER_SYMBOL * window, dtype=np.uint8)
     arguments = params, shaped(count, window), shaped(), shaped(), shaped(count), reader, data
-    compiled = lanes._compile(predictor, count).trace(*arguments).lower().compile()
+    compiled = lanes._compile(predictor, count).trace(*arguments).lower().compile(lanes.GPU_OPTIONS)
     runs, sizes = per_step(compiled.as_text(), window)
     moved, kernels = sum(sizes.values()), sum(runs.values())
     flops = 2 * count * sum(np.size(leaf) for leaf in jax.tree.leaves(predictor.params) if np.ndim(leaf) > 1)
@@ -91,7 +103,7 @@ def per_step(text: str, window: int) -> tuple[Counter, Counter]:
     module = hlo.parse(text)
     (loop,) = (found for found in module.computations[module.entry] if found.opcode == "while")
     (body,) = re.findall(r"\bbody=%?([\w.\-]+)", loop.attributes)
-    whole, once = (traffic._computation(name, module, False) for name in (module.entry, body))
+    whole, once = (traffic._computation(name, module, False, traffic.kind) for name in (module.entry, body))
     return tuple(
         Counter({kind: inside[kind] + (every[kind] - inside[kind]) / window for kind in every})
         for every, inside in zip(whole, once, strict=True)

@@ -97,6 +97,13 @@ def digits8(data: str = "addition:digits=8") -> Config:
     )
 
 
+def digits8_small(data: str = "addition:digits=8") -> Config:
+    """Eight digits for one core of a CPU: the model of three digits."""
+    config = gpt(data)
+    model = dataclasses.replace(config.model, num_positions=28)
+    return dataclasses.replace(config, model=model, batch_size=128, total=steps(4000))
+
+
 SIZES = ((8, 1), (16, 1), (16, 2), (32, 2), (48, 2))
 STUDIES = {
     "sizes": Study(
@@ -119,6 +126,8 @@ def get_config(variant="gpt"):
             "two_digits_dropout": lambda: dropout(two_digits()),
             "two_digits_finite": lambda: finite(two_digits()),
             "digits8": digits8,
+            "digits8_small": digits8_small,
+            "digits8_small_reversed": lambda: digits8_small(eight_reversed),
             "digits8_reversed": lambda: digits8(eight_reversed),
             "digits8_crate": lambda: crate(digits8()),
             "digits8_crate_reversed": lambda: crate(digits8(eight_reversed)),

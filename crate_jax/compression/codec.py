@@ -27,9 +27,11 @@ CHUNK = 16384
 LANES = 64
 # Above this LZMA does not see all of a file at once: on one core it would take longer than a model on an accelerator.
 MOST_AT_ONCE = 1 << 24
-# Each may take some 700 MB at this preset.
+# Each may take some 700 MB at this preset, for a chunk of 64 MiB or more.
 LZMA_THREADS = 4
-_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+_LZMA = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}
+# The dictionary of that preset, and the smallest that LZMA2 takes.
+_DICTIONARY, _LEAST_DICTIONARY = 1 << 26, 1 << 12
 # The header of a grey or RGB image in the formats of Netpbm, in bytes.
 _NETPBM = re.compile(rb"P[56](?:\s+(?:#[^\n]*\n\s*)*\d+){3}\s")
 
@@ -92,16 +94,18 @@ def encode(
     sizes = header.sizes
     ends = np.cumsum(sizes)
     parts = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    with futures.ThreadPoolExecutor(LZMA_THREADS) as pool:
-        stored = list(pool.map(_without_model, parts))
     machine, ideal = Lanes(predictor, header.lanes, context), 0.0
-    for group in _groups(header, len(parts), header.lanes):
-        symbols = [_symbols(parts[number], predictor.vocab_size, width) for number in group]
-        coded = _code(machine, symbols, [stored[number] for number in group])
-        for number, (payload, bits) in zip(group, coded, strict=True):
-            if payload:
-                stored[number], ideal = Chunk("model", payload), ideal + bits / 8
-        advance(len(group))
+    with futures.ThreadPoolExecutor(LZMA_THREADS) as pool:
+        waiting = [pool.submit(_without_model, part) for part in parts]
+        coded = dict[int, Chunk]()
+        for group in _groups(header, len(parts), header.lanes):
+            symbols = [_symbols(parts[number], predictor.vocab_size, width) for number in group]
+            found = _code(machine, symbols, [waiting[number] for number in group])
+            for number, (payload, bits) in zip(group, found, strict=True):
+                if payload:
+                    coded[number], ideal = Chunk("model", payload), ideal + bits / 8
+            advance(len(group))
+        stored = [coded.get(number) or chunk.result() for number, chunk in enumerate(waiting)]
     if (whole := _at_once(data, stored)) is not None:
         header, stored, ideal = dataclasses.replace(header, lead=0, chunk=len(data), lanes=1), [whole], 0.0
     chunks = [
@@ -118,25 +122,35 @@ def _at_once(data: bytes, stored: list[Chunk]) -> Chunk | None:
     return whole if len(whole.payload) < sum(len(chunk.payload) for chunk in stored) else None
 
 
-def _code(machine: Lanes, symbols: list[np.ndarray], stored: list[Chunk]) -> list[tuple[bytes, float]]:
-    """The model's code of each chunk, decoded again and found right, b"" where what is stored is as short; and its ideal
-    length in bits.
+def _code(
+    machine: Lanes, symbols: list[np.ndarray], waiting: list[futures.Future[Chunk]]
+) -> list[tuple[bytes, float]]:
+    """The model's code of each chunk, decoded again and found right, b"" where what is stored else is as short; and its
+    ideal length in bits.
     """
     starts, sizes = machine.measure(symbols)
     payloads = rans.encode(starts, sizes, np.array([len(each) for each in symbols]))
     payloads = [
-        payload if len(each) and len(payload) < len(chunk.payload) else b""
-        for payload, each, chunk in zip(payloads, symbols, stored, strict=True)
+        payload if len(each) and len(payload) < len(chunk.result().payload) else b""
+        for payload, each, chunk in zip(payloads, symbols, waiting, strict=True)
     ]
     # As the decoder will see it: without the chunks that are stored in another way.
     lengths = [len(each) * bool(payload) for each, payload in zip(symbols, payloads, strict=True)]
     found, whole = machine.decode(payloads, lengths)
-    bits = [np.log2(rans.TOTAL / row[: len(each)]).sum() for row, each in zip(sizes, symbols, strict=True)]
+    bits = _bits(sizes, np.array(lengths))
     payloads = [
         payload if good and np.array_equal(again[: len(each)], each) else b""
         for payload, again, good, each in zip(payloads, found, whole, symbols, strict=True)
     ]
     return list(zip(payloads, bits, strict=True))
+
+
+def _bits(sizes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Σ log₂(TOTAL / size) of the first symbols of each row, as many as its length says."""
+    total = np.zeros(len(sizes))
+    for t in range(lengths.max(initial=0)):
+        total += np.where(t < lengths, rans.PRECISION - np.log2(np.maximum(sizes[:, t], 1)), 0)
+    return total
 
 
 def decode(
@@ -195,13 +209,9 @@ def decode(
 
 
 def _check(header: Header, predictor: Predictor, name: str) -> None:
-    """Raises InputError for another model, or another machine where that matters."""
-    if header.model != predictor.digest:
-        raise InputError(
-            f"--model: found one with SHA-256 {predictor.digest.hex()[:12]}…; accepted for {name}: the "
-            f"{'run' if header.environment else 'model file'} with {header.model.hex()[:12]}…, which encoded it"
-        )
-    if header.environment != predictor.environment:
+    """Raises InputError for another machine where that matters, or another model."""
+    # The machine first: the same run is another model on a device with another type of numbers.
+    if header.environment and predictor.environment and header.environment != predictor.environment:
         there, here = json.loads(header.environment), json.loads(predictor.environment)
         differing = [
             f"{key} {there.get(key, 'none')} there, {here.get(key, 'none')} here"
@@ -211,6 +221,11 @@ def _check(header: Header, predictor: Predictor, name: str) -> None:
         raise InputError(
             f"--input: {name} was encoded in floating-point numbers on another machine ({'; '.join(differing)}); "
             "accepted: the same one, or a file encoded with a portable model"
+        )
+    if header.model != predictor.digest:
+        raise InputError(
+            f"--model: found one with SHA-256 {predictor.digest.hex()[:12]}…; accepted for {name}: the "
+            f"{'run' if header.environment else 'model file'} with {header.model.hex()[:12]}…, which encoded it"
         )
 
 
@@ -246,7 +261,9 @@ def _bytes(symbols: np.ndarray, width: int) -> bytes:
 
 
 def _without_model(part: bytes) -> Chunk:
-    packed = lzma.compress(part, format=lzma.FORMAT_RAW, filters=_LZMA)
+    # Of a small chunk LZMA would take most of its time to clear a dictionary that is never filled.
+    size = min(max(len(part), _LEAST_DICTIONARY), _DICTIONARY)
+    packed = lzma.compress(part, format=lzma.FORMAT_RAW, filters=[{**_LZMA, "dict_size": size}])
     return Chunk("lzma", packed) if len(packed) < len(part) else Chunk("raw", part)
 
 
@@ -254,6 +271,6 @@ def _unpacked(chunk: Chunk) -> bytes | None:
     if chunk.kind == "raw":
         return chunk.payload
     try:
-        return lzma.decompress(chunk.payload, format=lzma.FORMAT_RAW, filters=_LZMA)
+        return lzma.decompress(chunk.payload, format=lzma.FORMAT_RAW, filters=[_LZMA])
     except (lzma.LZMAError, EOFError):
         return None

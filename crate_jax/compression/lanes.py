@@ -15,6 +15,9 @@ import numpy as np
 from crate_jax.compression import rans
 from crate_jax.compression.predictors import Predictor
 
+# On a GPU no kernel is chosen by how fast it was just now: another process might choose one with other last bits.
+GPU_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
+
 
 class Lanes:
     """The compiled loop of a model over `count` sequences side by side.
@@ -35,13 +38,14 @@ class Lanes:
         given = np.zeros((len(sequences), lengths.max(initial=0)), np.int32)
         for row, each in zip(given, sequences, strict=True):
             row[: len(each)] = each
-        starts, sizes = np.zeros_like(given), np.zeros_like(given)
+        # Symbols of one place lie side by side: so the entropy coder takes them.
+        starts, sizes = (np.zeros(given.shape, np.int32, order="F") for _ in range(2))
         for first, begin, end in self._windows(given.shape[1]):
             window = self._padded(given[:, first:end])
             coded = slice(begin - first, end - first)
             found = self._run(window, begin - first, end - first, lengths - first, teach=True)
-            starts[:, begin:end] = found[1][: len(given), coded]
-            sizes[:, begin:end] = found[2][: len(given), coded]
+            starts[:, begin:end] = np.asarray(found[1])[: len(given), coded]
+            sizes[:, begin:end] = np.asarray(found[2])[: len(given), coded]
         return starts, sizes
 
     def decode(self, payloads: Sequence[bytes], lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,21 +55,27 @@ class Lanes:
         """
         ends = np.array(lengths)
         tokens = np.zeros((len(payloads), ends.max(initial=0)), np.int32)
-        reader, places = rans.open_lanes(list(payloads), self.count), np.full(len(payloads), rans.STATE_BYTES)
+        reader, places = rans.open_lanes(list(payloads), self.count), np.full(self.count, rans.STATE_BYTES)
         width = rans.BYTES_PER_SYMBOL * self.predictor.num_positions
+        longest = max(map(len, payloads), default=0)
+        padded = np.zeros((self.count, longest + width), np.uint8)
+        for row, payload in zip(padded, payloads, strict=False):
+            row[: len(payload)] = np.frombuffer(payload, np.uint8)
+        following, rows = (
+            np.lib.stride_tricks.sliding_window_view(padded, width, axis=1),
+            np.arange(self.count),
+        )
         for first, begin, end in self._windows(tokens.shape[1]):
-            data = np.zeros((self.count, width), np.uint8)
-            for row, payload, place in zip(data, payloads, places, strict=False):
-                part = np.frombuffer(payload[place : place + width], np.uint8)
-                row[: len(part)] = part
             window = self._padded(tokens[:, first:end])
+            # A damaged code may ask for more than there is.
+            data = following[rows, np.minimum(places, longest)]
             reader = rans.Reader(reader.state, np.zeros(self.count, np.int32))
             found = self._run(
                 window, begin - first, end - first, ends - first, teach=False, reader=reader, data=data
             )
-            tokens[:, begin:end] = found[0][: len(payloads), begin - first : end - first]
+            tokens[:, begin:end] = np.asarray(found[0])[: len(payloads), begin - first : end - first]
             reader = found[3]
-            places = places + np.asarray(reader.place)[: len(payloads)]
+            places = places + np.asarray(reader.place)
         whole = [
             state == rans.LOW and place == len(payload)
             for state, place, payload in zip(np.asarray(reader.state), places, payloads, strict=False)
@@ -93,8 +103,9 @@ class Lanes:
             reader = rans.Reader(np.zeros(self.count, np.uint32), np.zeros(self.count, np.int32))
         ends = np.pad(np.clip(ends, 0, stop), (0, self.count - len(ends))).astype(np.int32)
         known = self.predictor.num_positions if teach else begin
-        out = self._window(self.predictor.params, window, np.int32(known), np.int32(stop), ends, reader, data)
-        return jax.device_get(out)
+        return self._window(
+            self.predictor.params, window, np.int32(known), np.int32(stop), ends, reader, data
+        )
 
 
 @functools.lru_cache(maxsize=8)
@@ -105,7 +116,7 @@ def _compile(predictor: Predictor, count: int) -> Callable:
     What is given and what is read is decided by numbers, not by the program, so that both sides run the same one.
     """
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=GPU_OPTIONS if jax.default_backend() == "gpu" else None)
     def window(params, given, known, stop, ends, reader, data):
         decode = predictor.decoder(params)
 

@@ -86,12 +86,16 @@ class Float:
 
 
 def environment() -> str:
-    """What decides the last bits of a floating-point result here: versions, device, and of a CPU its threads."""
+    """What decides the last bits of a floating-point result here: versions, device, and of a CPU its threads, of another
+    device its libraries.
+    """
     device = jax.devices()[0]
     found = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "device": device.device_kind}
     if device.platform == "cpu":
         threads = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or str(os.cpu_count())
         found |= {"processor": _processor(), "threads": threads}
+    else:
+        found["runtime"] = " ".join(device.client.platform_version.split())
     return json.dumps(found, sort_keys=True)
 
 

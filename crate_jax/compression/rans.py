@@ -20,6 +20,8 @@ import numpy as np
 PRECISION = 20
 TOTAL = 1 << PRECISION
 LOW = 1 << 24
+# A state below size · 2^_SPARE stays below 2³² when a symbol of that size is coded.
+_SPARE = 32 - PRECISION
 STATE_BYTES = 4
 # Bytes that one symbol can take: a size of 1 leaves 4 of the 24 bits that a state has at least.
 BYTES_PER_SYMBOL = 3
@@ -33,23 +35,21 @@ def encode(starts: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> list[b
       lengths: int `[b]`: only the first so many symbols of a lane count.
     """
     lanes, longest = starts.shape
-    state = np.full(lanes, LOW, np.uint64)
+    state = np.full(lanes, LOW, np.uint32)
     written = np.zeros((lanes, BYTES_PER_SYMBOL * longest + STATE_BYTES), np.uint8)
     # Filled from the end, because what is coded last is decoded first.
     place = np.full(lanes, written.shape[1])
-    rows = np.arange(lanes)
     for t in reversed(range(longest)):
         live = t < lengths
-        size = np.where(live, sizes[:, t], TOTAL).astype(np.uint64)
-        limit = size * np.uint64((LOW >> PRECISION) << 8)
-        for _ in range(BYTES_PER_SYMBOL):
-            full = (state >= limit) & live
-            if not full.any():
-                break
+        size = np.where(live, sizes[:, t], TOTAL).astype(np.uint32)
+        full = np.flatnonzero((state >> _SPARE >= size) & live)
+        while full.size:
             place[full] -= 1
-            written[rows[full], place[full]] = state[full] & np.uint64(255)
-            state[full] >>= np.uint64(8)
-        after = (state // size << np.uint64(PRECISION)) + starts[:, t].astype(np.uint64) + state % size
+            written[full, place[full]] = state[full] & 255
+            state[full] >>= 8
+            full = full[state[full] >> _SPARE >= size[full]]
+        quotient = state // size
+        after = (quotient << PRECISION) + starts[:, t].astype(np.uint32) + (state - quotient * size)
         state = np.where(live, after, state)
     return [
         int(x).to_bytes(STATE_BYTES, "big") + row[begin:].tobytes()

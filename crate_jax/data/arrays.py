@@ -71,10 +71,15 @@ class Npz(LabelledImages):
             self._sums = [f"{one.filename} {one.file_size} {one.CRC}" for one in archive.zip.infolist()]
             self._shapes = {split: self._image_shape(archive, images) for split, (images, _) in names.items()}
             labels = {split: self._labels(archive, *pair) for split, pair in names.items()}
+            class_names = archive["classes"] if "classes" in archive.files else None
         if len({shape[1:] for shape in self._shapes.values()}) > 1:
             raise InputError(f"{path}: x_train and x_test hold images of different shapes")
-        values, train = np.unique(labels["train"], return_inverse=True)
-        self.classes = tuple(str(value) for value in values)
+        if class_names is None:
+            values, train = np.unique(labels["train"], return_inverse=True)
+            self.classes = tuple(str(value) for value in values)
+        else:
+            self.classes = self._class_names(class_names, labels["train"])
+            values, train = np.arange(len(self.classes)), labels["train"]
         if len(values) < 2:
             raise InputError(f"{path} holds labels of one class, {values[0]}; accepted: two or more")
         if "test" in labels:
@@ -128,6 +133,19 @@ class Npz(LabelledImages):
             accepted = f"accepted: integers or strings [{count}]"
             raise InputError(f"{self._path}: {name} is {labels.dtype} {list(labels.shape)}; {accepted}")
         return labels.reshape(count)
+
+    def _class_names(self, names: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+        """The array `classes`, whose places are the labels."""
+        classes = tuple(str(name) for name in names.ravel())
+        places = labels.dtype.kind in "iu" and 0 <= labels.min(initial=0) <= labels.max(initial=0) < len(
+            classes
+        )
+        if names.dtype.kind != "U" or names.ndim != 1 or len(set(classes)) < len(classes) or not places:
+            raise InputError(
+                f"{self._path}: classes is {names.dtype} {list(names.shape)} for labels of {labels.dtype}; accepted: "
+                "different names, whose places are the labels"
+            )
+        return classes
 
     def fingerprint(self) -> str:
         return digest(self._sums)

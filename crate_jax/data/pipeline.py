@@ -85,8 +85,8 @@ class Batches:
 class Evaluation:
     """The evaluation batches of one process, as often as they are iterated; made by `evaluation`."""
 
-    def __init__(self, plan: _Plan, num_batches: int):
-        self._plan, self._num_batches = plan, num_batches
+    def __init__(self, plan: _Plan, num_batches: int, num_threads: int | None):
+        self._plan, self._num_batches, self._num_threads = plan, num_batches, num_threads
 
     def __len__(self) -> int:
         """The number of batches, the same on every process."""
@@ -94,7 +94,7 @@ class Evaluation:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the batches in order; as `Batches.batch`, with "mask" float32 [b] (1 real, 0 padding)."""
-        return _stream(self._plan, range(self._num_batches), None, 2)
+        return _stream(self._plan, range(self._num_batches), self._num_threads, 2)
 
 
 def train(
@@ -142,7 +142,12 @@ def train(
 
 
 def evaluation(
-    source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    source: Source,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int | None = None,
 ) -> Evaluation:
     """Every example of a source once, in order, the last global batch padded to ``batch_size``.
 
@@ -153,13 +158,14 @@ def evaluation(
         batch_size: examples in a global batch, over all processes.
         process_index: which part of each global batch is this process's.
         process_count: number of equal parts.
+        num_threads: threads that prepare batches ahead; None takes one a core.
 
     Raises:
         InputError: an empty source or a batch size that the processes cannot share equally.
     """
     local_batch = _local_batch(source, batch_size, process_count)
     plan = _Once(source, batch_size, process_index * local_batch, local_batch)
-    return Evaluation(plan, -(-len(source) // batch_size))
+    return Evaluation(plan, -(-len(source) // batch_size), num_threads)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,12 +78,7 @@ def prepare(
     Raises:
         InputError: the dataset or ``output`` cannot be used, an image is unreadable (if that is to stop), counts differ.
     """
-    dataset = sources.open_dataset(name, data_dir=data_dir, exclude=str(output))
-    if not isinstance(dataset, LabelledImages):
-        kind = dataset.info(name).kind
-        raise InputError(f"--input: {name} is {kind}, read as it lies; accepted: labelled images")
-    if dataset.white != 255:  # A record's white is 255; the same values would be nearly black.
-        raise InputError(f"--input: white is {dataset.white} in {name}; accepted: images whose white is 255")
+    dataset = open_images(name, data_dir=data_dir, exclude=str(output))
     splits = {split: dataset.load(split) for split in dataset.splits}
     output.mkdir(parents=True, exist_ok=True)
     with _lock(output):
@@ -103,6 +98,21 @@ def prepare(
         for split, values in report["splits"].items()
     }
     return Prepared(dataset.classes, counts, (*notes_of(dataset), *_warnings(dataset.classes, counts)))
+
+
+def open_images(name: str, *, data_dir: str | None = None, exclude: str | None = None) -> LabelledImages:
+    """A dataset whose images can be stored elsewhere; the arguments are those of `sources.open_dataset`.
+
+    Raises:
+        InputError: no such dataset, or one of something else.
+    """
+    dataset = sources.open_dataset(name, data_dir=data_dir, exclude=exclude)
+    if not isinstance(dataset, LabelledImages):
+        kind = dataset.info(name).kind
+        raise InputError(f"--input: {name} is {kind}, read as it lies; accepted: labelled images")
+    if dataset.white != 255:  # What is stored has the white 255; the same values would be nearly black.
+        raise InputError(f"--input: white is {dataset.white} in {name}; accepted: images whose white is 255")
+    return dataset
 
 
 @contextlib.contextmanager

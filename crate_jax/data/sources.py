@@ -13,7 +13,8 @@
 ``parquet:PATH``      a dataset of Hugging Face on disk, PATH/**/train-*.parquet with the columns image and label
 ``npz:PATH``          arrays x_train, y_train, x_test, y_test (as Keras' mnist.npz), or images and labels, of
                       which a stratified fifth is held out; images are uint8 [n, h, w] or
-                      [n, h, w, 1 or 3], labels integers or strings [n] or [n, 1]
+                      [n, h, w, 1 or 3], labels integers or strings [n] or [n, 1], or places in
+                      an array classes of names; ``python -m crate_jax.prepare`` writes such a file
 ``tfds:NAME``         a TensorFlow dataset with the features image and label, read without TensorFlow
 ``addition:OPTIONS``  sums such as 123+456=0579, made exactly, of which some are held out: data of known entropy; the options
                       are those of `addition.AdditionConfig`

@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from crate_jax import InputError
-from crate_jax.models import cudnn
+from crate_jax.models import cudnn, splash
 from crate_jax.models.layers import row_dot
 from crate_jax.settings import one_of
 
 # Queries that causal attention takes at a time, each block against the keys up to its own end: nearly half of the products,
 # which the mask would throw away, are never formed.
 BLOCK = 256
+# Tokens from which on the kernel of a TPU moves fewer bytes than XLA's form (docs/performance.md).
+SHORTEST = 129
 # What forbidden scores are replaced by. Finite, so that a row with nothing to attend to is no NaN.
 FORBIDDEN = jnp.finfo(jnp.float32).min
 
@@ -155,7 +157,8 @@ class AttendShared(Protocol):
 class Kernel(NamedTuple):
     """One implementation of attention, the platforms (as JAX names them: cpu, gpu, tpu) that it runs on, and what it takes:
     types, and head widths that are a multiple of `unit`. Tokens padded to a multiple of `unit` it does not pad again.
-    `deterministic`: whether its backward pass gives the same bits every time.
+    `deterministic`: whether its backward pass gives the same bits every time. `shortest`: the fewest tokens for which `auto`
+    takes it.
     """
 
     attend: Attend
@@ -164,6 +167,7 @@ class Kernel(NamedTuple):
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     unit: int = 1
     deterministic: bool = True
+    shortest: int = 1
 
 
 def _xla_attend(query, key, value, *, causal, mask, lengths, real, scale):
@@ -183,15 +187,18 @@ KERNELS: dict[str, Kernel] = {
     "cudnn": Kernel(
         cudnn.attend, cudnn.attend_shared, ("gpu",), cudnn.DTYPES, cudnn.UNIT, deterministic=False
     ),
+    # Padding to 128 tokens is most of what a short image would cost.
+    "splash": Kernel(splash.attend, splash.attend_shared, ("tpu",), splash.DTYPES, shortest=SHORTEST),
 }
 # The kernel that `auto` stands for on each platform, where it takes the model's type and heads; elsewhere xla.
-AUTO = {"cpu": "xla", "gpu": "cudnn", "tpu": "xla"}
+AUTO = {"cpu": "xla", "gpu": "cudnn", "tpu": "splash"}
 
 
 def resolve_kernel(
-    name: str, platform: str, dtype: str, head_dim: int, *, deterministic: bool = False
+    name: str, platform: str, dtype: str, head_dim: int, tokens: int, *, deterministic: bool = False
 ) -> str:
-    """The key of KERNELS that `attention_kernel` of a configuration means on a platform, for a type and a width of heads.
+    """The key of KERNELS that `attention_kernel` of a configuration means on a platform, for a type, a width of heads and a
+    number of tokens.
 
     Raises:
       InputError: a kernel that is not there, that does not run on this platform or not on such heads, or that is not
@@ -200,7 +207,7 @@ def resolve_kernel(
     if name == "auto":
         name = AUTO.get(platform, "xla")
         kernel = KERNELS[name]
-        fits = dtype in kernel.dtypes and head_dim % kernel.unit == 0
+        fits = dtype in kernel.dtypes and head_dim % kernel.unit == 0 and tokens >= kernel.shortest
         return name if fits and kernel.deterministic >= deterministic else "xla"
     one_of("model.attention_kernel", name, ("auto", *KERNELS))
     if platform not in KERNELS[name].platforms:

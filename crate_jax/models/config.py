@@ -129,7 +129,12 @@ def resolve(config: ConfigT, platform: str | None = None, *, deterministic: bool
         dtype = "float32" if platform == "cpu" else "bfloat16"
     if config.has_attention:
         kernel = resolve_kernel(
-            config.attention_kernel, platform, dtype, config.head_dim, deterministic=deterministic
+            config.attention_kernel,
+            platform,
+            dtype,
+            config.head_dim,
+            config.sequence_length,
+            deterministic=deterministic,
         )
     else:
         one_of(f"model.attention_kernel of {config.family}", config.attention_kernel, ("auto", "xla"))

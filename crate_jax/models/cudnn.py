@@ -10,15 +10,13 @@ number, nobody's, and where no gradient comes in none goes out.
 """
 
 import json
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from crate_jax import InputError
-from crate_jax.models.partition import axes_for
+from crate_jax.models.partition import on_mesh
 
 # Lengths and head widths are multiples of it.
 UNIT = 8
@@ -117,7 +115,7 @@ def _forward(query, key, value, real, causal, scale):
         out, statistics = _custom_call("__cudnn$fmhaSoftmax", shapes, config, query, key, value, *lengths)
         return jnp.swapaxes(out, 1, 2), statistics
 
-    return _on_mesh(call, ("tokens", "tokens", "tokens"), ("tokens", "rows"), (query, key, value), real)
+    return on_mesh(call, ("tokens", "tokens", "tokens"), ("tokens", "rows"), (query, key, value), real)
 
 
 def _backward(query, key, value, real, out, statistics, grad, causal, scale):
@@ -140,7 +138,7 @@ def _backward(query, key, value, real, out, statistics, grad, causal, scale):
         return tuple(grads)
 
     placed = ("tokens", "tokens", "tokens", "rows", "tokens", "tokens")
-    return _on_mesh(call, placed, ("tokens",) * 3, (query, key, value, statistics, grad, out), real)
+    return on_mesh(call, placed, ("tokens",) * 3, (query, key, value, statistics, grad, out), real)
 
 
 def _lengths(queries: int, real: tuple) -> tuple:
@@ -161,30 +159,6 @@ def _custom_call(target, shapes, config, *operands):
         vmap_method="sequential",
     )
     return call(*operands)[:-1]
-
-
-def _on_mesh(call, placed_in, placed_out, operands, real):
-    """`call` on what each device has of the batch and of the heads: XLA does not know how to split a custom call."""
-    operands, placed_in = (*operands, real)[: len(operands) + (real is not None)], [*placed_in, "batch"]
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or "data" not in mesh.axis_names or mesh.manual_axes:
-        return call(*operands)
-    batch, heads, _, _ = axes_for("cache/", 4) or (None,) * 4
-    batch = batch if len(operands[0]) % _size(mesh, batch) == 0 else None
-    heads = heads if operands[0].shape[2] % _size(mesh, heads) == 0 else None
-    specs = {
-        "tokens": PartitionSpec(batch, None, heads, None),
-        "rows": PartitionSpec(batch, heads, None),
-        "batch": PartitionSpec(batch),
-    }
-    inside, outside = (tuple(specs[name] for name in names) for names in (placed_in, placed_out))
-    # vma: the types of a custom call's results do not say over which axes they differ.
-    split = jax.shard_map(call, in_specs=inside[: len(operands)], out_specs=outside, check_vma=False)
-    return split(*operands)
-
-
-def _size(mesh, axes) -> int:
-    return math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
 def _config(shape, keys: int, scale: float, causal: bool, padded: bool, *, backward: bool) -> str:

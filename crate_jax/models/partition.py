@@ -3,7 +3,9 @@
 Axes: `data` replicates parameters and splits the batch; `fsdp` splits both; `tensor` splits heads and features.
 """
 
+import math
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -121,6 +123,45 @@ def gather(params: Any) -> Any:
         return _gathered(leaf, PartitionSpec(*whole), PartitionSpec(*split))
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def on_mesh(
+    call: Callable,
+    placed_in: Sequence[str],
+    placed_out: Any,
+    operands: Sequence[jax.Array],
+    real: jax.Array | None,
+) -> Any:
+    """`call(*operands)` on what each device has of the batch and of the heads: XLA does not know how to split a custom call,
+    and gathers all of its operands on every device.
+
+    Args:
+      call: what each device does.
+      placed_in, placed_out: what the operands and the results are: `tokens` `[b, n, heads, p]`, `rows` `[b, heads, n]` or
+        `stream` `[b, n, d]`.
+      real: one more operand where it is not None, `[b]`.
+    """
+    operands, placed_in = (*operands, real)[: len(operands) + (real is not None)], [*placed_in, "batch"]
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or "data" not in mesh.axis_names or mesh.manual_axes:
+        return call(*operands)
+    batch, heads, _, _ = axes_for("cache/", 4) or (None,) * 4
+    batch = batch if len(operands[0]) % _size(mesh, batch) == 0 else None
+    heads = heads if operands[0].shape[2] % _size(mesh, heads) == 0 else None
+    specs = {
+        "tokens": PartitionSpec(batch, None, heads, None),
+        "rows": PartitionSpec(batch, heads, None),
+        "stream": PartitionSpec(batch, None, None),
+        "batch": PartitionSpec(batch),
+    }
+    inside = tuple(specs[name] for name in placed_in[: len(operands)])
+    outside = jax.tree.map(specs.get, placed_out)
+    # vma: the types of a custom call's results do not say over which axes they differ.
+    return jax.shard_map(call, in_specs=inside, out_specs=outside, check_vma=False)(*operands)
+
+
+def _size(mesh, axes: Axis) -> int:
+    return math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -123,7 +123,11 @@ class RunData:
         """Every example of `source` once, padded to whole batches."""
         part, parts = batch_part(self._mesh)
         return pipeline.evaluation(
-            source, batch_size=self._config.batch_size, process_index=part, process_count=parts
+            source,
+            batch_size=self._config.batch_size,
+            process_index=part,
+            process_count=parts,
+            num_threads=self._config.data.threads,
         )
 
     @functools.cached_property

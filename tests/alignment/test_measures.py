@@ -136,15 +136,18 @@ def lists(x, k):
     x = x.astype(np.float64)
     scores = x @ x.T
     np.fill_diagonal(scores, -np.inf)
-    return np.argsort(-scores, axis=1)[:, :k]
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
 @pytest.mark.parametrize("k", [1, 7, 199])
 def test_neighbours_by_blocks_and_groups(k, monkeypatch):
     monkeypatch.setattr(neighbors, "BLOCK", 37 * len(A))
     jax.clear_caches()
-    found = alignment.nearest_neighbors(A, k, similarity="inner")
-    np.testing.assert_array_equal(found, lists(A, k))
+    coarse = (
+        np.round(8 * A) / 8
+    )  # Products and their sums are exact in float32: no order is a matter of rounding.
+    found = alignment.nearest_neighbors(coarse, k, similarity="inner")
+    np.testing.assert_array_equal(found, lists(coarse, k))
 
 
 @pytest.mark.parametrize("n", [1, 40, 997])

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import lzma
+import types
 from pathlib import Path
 
 import jax
@@ -10,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import codec_plan
 from crate_jax import InputError, models
-from crate_jax.compression import codec, container, portable, quantise, rans
+from crate_jax.compression import codec, container, lanes, portable, predictors, quantise, rans
 from crate_jax.compression.lanes import Lanes
 from crate_jax.compression.predictors import Float
 
@@ -245,10 +248,22 @@ def test_the_wrong_model_is_named(integer_model, float_model, likely):
 
 def test_another_machine_is_named(float_model, likely):
     encoded = codec.encode(likely[:100], float_model, lanes=1).data
-    elsewhere = Float(*small_model("crate_gpt"), CONTEXT)
+    # What resolves to another type of numbers there has another digest, too.
+    elsewhere = Float(*small_model("crate_gpt", dtype="bfloat16"), CONTEXT)
+    assert elsewhere.digest != float_model.digest
     elsewhere.environment = json.dumps({**json.loads(float_model.environment), "jax": "0.0.1"})
     with pytest.raises(InputError, match=f"jax {jax.__version__} there, 0.0.1 here"):
         codec.decode(encoded, elsewhere)
+
+
+def test_a_machine_with_an_accelerator_is_known_by_its_libraries(monkeypatch):
+    client = types.SimpleNamespace(platform_version="PJRT C API\ncuda 13000")
+    device = types.SimpleNamespace(device_kind="H100", platform="gpu", client=client)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    found = json.loads(predictors.environment())
+    assert (
+        found["device"] == "H100" and found["runtime"] == "PJRT C API cuda 13000" and "threads" not in found
+    )
 
 
 def test_a_newer_format_is_named(integer_model):
@@ -297,3 +312,27 @@ def test_lzma_of_all_at_once_where_chunks_hide_a_repetition(integer_model):
     assert [kind for kind, _, _ in encoded.chunks] == ["lzma"]
     assert len(encoded.data) < 2 * len(block)
     assert codec.decode(encoded.data, integer_model) == data
+
+
+@pytest.mark.parametrize("length", [1, 100, 4096, 20_000])
+def test_lzma_of_a_chunk_is_what_the_whole_dictionary_gives(length):
+    data = " ".join(str(number * number) for number in range(4000)).encode()[:length]
+    preset = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    whole = lzma.compress(data, format=lzma.FORMAT_RAW, filters=preset)
+    chunk = codec._without_model(data)
+    assert chunk.payload == (whole if len(whole) < length else data)
+    assert codec._unpacked(chunk) == data
+
+
+def test_a_step_of_the_loop_reads_every_parameter(float_model):
+    """What predicts the speed on a card that is not here."""
+    window, count = float_model.num_positions, 4
+    given, data = np.zeros((count, window), np.int32), np.zeros((count, 3 * window), np.uint8)
+    reader = rans.open_lanes([], count)
+    arguments = float_model.params, given, np.int32(0), np.int32(window), given[:, 0], reader, data
+    text = lanes._compile(float_model, count).lower(*arguments).compile().as_text()
+    runs, sizes = codec_plan.per_step(text, window)
+    read = [float_model.params[name] for name in ("blocks", "head")]
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(read))
+    assert parameters < sum(sizes.values()) < 10 * parameters
+    assert 5 < sum(runs.values()) < 500

@@ -194,7 +194,7 @@ def test_auto_is_decided_by_the_platform_and_models_hold_the_decision():
         ("cpu", "float32", "xla", True),
         ("gpu", "bfloat16", "cudnn", False),
         ("cuda", "bfloat16", "cudnn", False),
-        ("tpu", "bfloat16", "xla", True),
+        ("tpu", "bfloat16", "xla", True),  # Few tokens: the kernel would pad 17 to 128.
     ):
         resolved = models.resolve(SMALL, platform)
         assert resolved == dataclasses.replace(SMALL, dtype=dtype, attention_kernel=kernel, scan=scan)
@@ -207,6 +207,9 @@ def test_auto_is_decided_by_the_platform_and_models_hold_the_decision():
     # Where the platform's own kernel does not take the model, xla does.
     for field, value in (("dtype", "float32"), ("head_dim", 60)):
         assert models.resolve(dataclasses.replace(SMALL, **{field: value}), "gpu").attention_kernel == "xla"
+    long = dataclasses.replace(SMALL, image_size=224)
+    assert models.resolve(long, "tpu").attention_kernel == "splash"
+    assert models.resolve(dataclasses.replace(long, dtype="float32"), "tpu").attention_kernel == "xla"
     assert models.resolve(dataclasses.replace(SMALL, depth=48), "gpu").scan
     assert not models.resolve(dataclasses.replace(SMALL, scan=False), "cpu").scan
 

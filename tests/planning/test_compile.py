@@ -55,6 +55,8 @@ def test_a_small_igpt_with_split_parameters():
     # The scores of attention alone, of all 16 images of 1,024 tokens in 16 heads, would take 1 GiB in float32, and their
     # gradients as much.
     assert plan["temp_bytes"] < 2 * 2**30
+    # 12.1 GiB with splash attention, which `auto` takes on a TPU; XLA's form moves 19.6.
+    assert plan["moved_bytes"] < 14 * 2**30
 
 
 def test_what_does_not_fit_is_said_not_crashed():
