@@ -28,7 +28,8 @@ def kernels(run: Callable[[int], object], steps: int) -> dict[str, Any]:
     lines = [line for plane in planes if "GPU" in plane.name for line in plane.lines]
     events = [event for line in lines if line.name.startswith("Stream") for event in line.events]
     if not events:
-        return {"error": f"no kernels were recorded; planes: {', '.join(plane.name for plane in planes)}"}
+        seen = [f"{plane.name}: {line.name}" for plane in planes for line in plane.lines]
+        return {"error": f"no kernels were recorded, but {', '.join(seen)}"[:500]}
     taken: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for event in events:
         kernel = taken[f"{dict(event.stats).get('hlo_op', '')} {event.name}".strip()]
