@@ -5,7 +5,6 @@ trained here starts from the same distribution. Parameters are float32; `dtype` 
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -129,18 +128,24 @@ def _layer_norm_backward(eps, dtype, length, saved, grad):
 
 
 def _column_sums(length: int, *matrices: jax.Array) -> list[jax.Array]:
-    """Σ over the rows of each float32 matrix, within each example, `length` rows, and then over these.
+    """Σ over the rows of each float32 matrix, `length` of which are one example."""
 
-    The first is one reduction of all matrices, because XLA for GPUs would read for each anew what they are computed from. It
-    stays within examples because a mesh gathers what several arrays are reduced to, and adds up what one is.
+    def apart(*matrices):
+        return [jnp.sum(matrix, axis=0) for matrix in matrices]
+
+    return jax.lax.platform_dependent(*matrices, cuda=partial(_sums_together, length), default=apart)
+
+
+def _sums_together(length: int, *matrices: jax.Array) -> list[jax.Array]:
+    """One reduction of all matrices: apart, XLA for GPUs reads for each anew what they are computed from, while XLA for TPUs
+    reads more for one. It stays within examples: a mesh gathers what several arrays are reduced to, and adds up what one is.
     """
     examples = [matrix.reshape(-1, length, matrix.shape[-1]) for matrix in matrices]
-    sums = jax.lax.reduce(examples, [0.0] * len(examples), _add, (1,))
-    return [jnp.sum(one, axis=0) for one in sums]
 
+    def add(some, others):
+        return [one + other for one, other in zip(some, others, strict=True)]
 
-def _add(some: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:
-    return [one + other for one, other in zip(some, others, strict=True)]
+    return [jnp.sum(one, axis=0) for one in jax.lax.reduce(examples, [0.0] * len(examples), add, (1,))]
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -261,7 +266,9 @@ class PatchEmbed(nnx.Module):
         self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        return self.norm_out(self.projection(self.norm_in(patchify(images, self.patch_size))))
+        patches = patchify(images, self.patch_size)
+        tokens = self.norm_out(self.projection(self.norm_in(rows(patches))))
+        return tokens.reshape(*patches.shape[:2], -1)
 
 
 class PatchProjection(nnx.Module):
