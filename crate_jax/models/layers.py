@@ -86,7 +86,8 @@ class LayerNorm(nnx.LayerNorm):
         if self.dtype == jnp.float32 or self.scale is None or self.bias is None:
             return super().__call__(x)
         # On rows: XLA is free to lay out three axes so that the next product has to transpose them.
-        out = _layer_norm(rows(x), self.scale[...], self.bias[...], self.epsilon, self.dtype, x.shape[-2])
+        length = x.shape[-2] if x.ndim > 1 else 1
+        out = _layer_norm(rows(x), self.scale[...], self.bias[...], self.epsilon, self.dtype, length)
         return out.reshape(x.shape)
 
 
