@@ -1,18 +1,19 @@
 """Trains what a row of the documentation shows, and writes docs/results/NAME.json.
 
     python -m benchmarks.results NAME [--seeds=0,1,2] [--workdir=runs/results]
-    python -m benchmarks.results cifar10-families --images=npz:data/cifar10.npz --jobs=6
+    python -m benchmarks.results cifar10-families --images=npz:data/cifar10.npz
     python -m benchmarks.results --nightly
 
 Every command is one that the page prints; a run that is done is not done again. `python docs/check_numbers.py` then says
 where the pages differ. `--jobs` trains several at a time, a seed of every row before the next seed; `--limit` stops those
 that are not done after so many seconds, and a seed that not every row has finished is left out. `--nightly` trains the five
 cheapest recorded runs again, in new folders, compares them with their files, writes nothing, and ends with exit code 1 where
-one is further from what is printed than chance explains; those that need a GPU or images from elsewhere are left to NAME.
+one is further from what is printed than chance explains; those that need images from elsewhere are left to NAME.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import platform
@@ -43,7 +44,7 @@ class Row(NamedTuple):
       config: the configuration.
       changes: further flags of `crate_jax.train`.
       probed: whether its layers are probed.
-      images: whether it is trained on CIFAR-10 on a GPU; `--images` says where those are, tfds:cifar10 where it is left out.
+      images: whether it is trained on CIFAR-10; `--images` says where that is, tfds:cifar10 where it is left out.
     """
 
     config: str
@@ -53,8 +54,8 @@ class Row(NamedTuple):
 
 
 # Reading images of 32 pixels is mostly work under Python's lock, which more threads only fight for.
-GPU = {"changes": ("--config.data.threads=1", "--sections=loss"), "images": True}
-
+CIFAR = {"changes": ("--config.data.threads=1", "--sections=loss"), "images": True}
+FAMILIES = {"CRATE": "crate", "CRATE-α": "crate_alpha", "ToST": "tost", "ViT": "vit"}
 
 RESULTS: dict[str, dict[str, Row]] = {
     "digits": {"CRATE": Row("configs/base.py")},
@@ -64,20 +65,24 @@ RESULTS: dict[str, dict[str, Row]] = {
         "ToST": Row("configs/tost.py"),
     },
     "igpt-digits": {"iGPT": Row("configs/igpt.py", probed=True)},
+    "igpt-ar-bert": {
+        "AR": Row("configs/igpt.py:scaling/64x6-6", ("--sections=loss",), probed=True),
+        "BERT": Row("configs/igpt.py:bert", ("--config.total_epochs=6", "--sections=loss"), probed=True),
+    },
     "self-supervised-digits": {
         "CRATE-MAE": Row("configs/mae.py", probed=True),
         "autoencoder": Row("configs/mae.py:autoencoder", probed=True),
         "SimDINO": Row("configs/simdino.py", probed=True),
     },
     "cifar10-families": {
-        "CRATE": Row("configs/crate.py:cifar10_medium", **GPU),
-        "CRATE-α": Row("configs/crate_alpha.py:cifar10_medium", **GPU),
-        "ToST": Row("configs/tost.py:cifar10_medium", **GPU),
-        "ViT": Row("configs/vit.py:cifar10_medium", **GPU),
+        title: Row(f"configs/{file}.py:cifar10_tiny", **CIFAR) for title, file in FAMILIES.items()
+    },
+    "cifar10-families-medium": {
+        title: Row(f"configs/{file}.py:cifar10_medium", **CIFAR) for title, file in FAMILIES.items()
     },
     "igpt-cifar10": {
-        "AR": Row("configs/igpt.py:cifar10_small", probed=True, **GPU),
-        "BERT": Row("configs/igpt.py:cifar10_small_bert", probed=True, **GPU),
+        "AR": Row("configs/igpt.py:cifar10_small", probed=True, **CIFAR),
+        "BERT": Row("configs/igpt.py:cifar10_small_bert", probed=True, **CIFAR),
     },
 }
 
@@ -134,7 +139,7 @@ def measure(run: Run) -> dict:
             for line in lines
             if "eval/loss" in line
         }
-        found["training loss"] = next(line["train/loss"] for line in lines[::-1] if "train/loss" in line)
+        found["training loss"] = late_loss(lines)
     lengths = workdir / "report" / "code_length.json"
     if lengths.is_file():
         found["code_length"] = json.loads(lengths.read_text())
@@ -142,6 +147,17 @@ def measure(run: Run) -> dict:
         probes = json.loads((workdir / "report" / "probe.json").read_text())["probes"]
         found["probe"] = {name.split("-")[0]: best(values) for name, values in probes.items()}
     return found
+
+
+def late_loss(lines: list[dict]) -> float:
+    """The mean training loss over the last twentieth of the steps; a line holds the mean since the line before."""
+    lines = [line for line in lines if "train/loss" in line]
+    late = [
+        (line["step"] - before["step"], line["train/loss"])
+        for before, line in itertools.pairwise(lines)
+        if before["step"] >= 0.95 * lines[-1]["step"]
+    ]
+    return round(sum(steps * loss for steps, loss in late) / sum(steps for steps, _ in late), 5)
 
 
 def best(values: dict) -> dict:

@@ -16,7 +16,7 @@ Variants (--config=configs/igpt.py:VARIANT):
                           --config.data.name=pixels:NAME
     cifar10               CIFAR-10 from scratch, 512 colours, a model for one GPU; cifar10_crate its CRATE-GPT twin
     cifar10_small         1,837,312 parameters on CIFAR-10 for three epochs, minutes of a GPU; cifar10_small_bert the same
-                          with masked pixels. docs/igpt.md compares their layers
+                          with masked pixels. Not run here
     imagenet32_s|m|l      Chen et al. 2020 on ImageNet at 32×32, and imagenet32_crate, a CRATE-GPT of S's width and depth
     imagenet48_l          the same at 48×48, 2,304 tokens, from ImageNet prepared by crate_jax.prepare (docs/data.md)
     imagenet64_xl         the same at 64×64 with 6.8 billion parameters

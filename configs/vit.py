@@ -8,8 +8,10 @@ Variants (--config=configs/vit.py:VARIANT):
     cifar10     the recipe of configs/crate.py:cifar10 for ViT-Tiny
     cifar10_small
                 the equal of configs/crate.py:cifar10_small: as many parameters, the same recipe
+    cifar10_tiny
+                133,760 parameters, the equal of configs/crate.py:cifar10_tiny, with its recipe
     cifar10_medium
-                683,242 parameters, the equal of configs/crate.py:cifar10_medium, with its recipe
+                683,242 parameters, the equal of configs/crate.py:cifar10_medium, with its recipe. Not run here.
     tiny | small | base | large
                 ImageNet-1K with the recipe of configs/crate.py, as the paper compares them (arXiv 2306.01129): Lion, lr
                 2.4e-4, weight decay 0.5, batch 2048, 150 epochs. Its top-1 for tiny and small: 71.5, 72.4. Data:
@@ -39,6 +41,10 @@ def cifar10_small() -> Config:
     return recipes.cifar10_small(models.ViTConfig(**recipes.SMALL, dim=48, heads=4, mlp_ratio=4.3))
 
 
+def cifar10_tiny() -> Config:
+    return recipes.cifar10_tiny(models.ViTConfig(**recipes.TINY, dim=50, heads=5))
+
+
 def cifar10_medium() -> Config:
     return recipes.cifar10_medium(models.ViTConfig(**recipes.MEDIUM, dim=96, heads=3))
 
@@ -49,5 +55,10 @@ def imagenet(size: str) -> Config:
 
 def get_config(variant="digits"):
     sizes = {size: partial(imagenet, size) for size in ("tiny", "small", "base", "large")}
-    cifar = {"cifar10": cifar10, "cifar10_small": cifar10_small, "cifar10_medium": cifar10_medium}
+    cifar = {
+        "cifar10": cifar10,
+        "cifar10_small": cifar10_small,
+        "cifar10_tiny": cifar10_tiny,
+        "cifar10_medium": cifar10_medium,
+    }
     return choose(variant, {"digits": digits, **cifar, **sizes})

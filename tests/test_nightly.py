@@ -63,6 +63,12 @@ def test_a_seed_counts_when_every_row_has_finished_it(monkeypatch, tmp_path, cap
     assert found["values"]["second"]["deviation %"] == 14.14
 
 
+def test_the_late_loss_weighs_lines_by_their_steps():
+    steps, losses = (10, 90, 95, 99, 100), (9.0, 8.0, 7.0, 2.0, 1.0)
+    lines = [{"step": step, "train/loss": loss} for step, loss in zip(steps, losses, strict=True)]
+    assert results.late_loss([*lines, {"step": 100, "eval/loss": 5.0}]) == pytest.approx((4 * 2 + 1 * 1) / 5)
+
+
 def test_a_run_past_its_time_is_not_started(tmp_path):
     run = results.Run(results.Row("configs/base.py"), tmp_path / "runs" / "late", 0, until=0.0)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -132,11 +132,13 @@ def on_mesh(
     operands: Sequence[jax.Array],
     real: jax.Array | None,
 ) -> Any:
-    """`call(*operands)` on what each device has of the batch and of the heads: XLA does not know how to split a custom call.
+    """`call(*operands)` on what each device has of the batch and of the heads: XLA does not know how to split a custom call,
+    and gathers all of its operands on every device.
 
     Args:
       call: what each device does.
-      placed_in, placed_out: what the operands and the results are: `tokens` `[b, n, heads, p]` or `rows` `[b, heads, n]`.
+      placed_in, placed_out: what the operands and the results are: `tokens` `[b, n, heads, p]`, `rows` `[b, heads, n]` or
+        `stream` `[b, n, d]`.
       real: one more operand where it is not None, `[b]`.
     """
     operands, placed_in = (*operands, real)[: len(operands) + (real is not None)], [*placed_in, "batch"]
@@ -149,6 +151,7 @@ def on_mesh(
     specs = {
         "tokens": PartitionSpec(batch, None, heads, None),
         "rows": PartitionSpec(batch, heads, None),
+        "stream": PartitionSpec(batch, None, None),
         "batch": PartitionSpec(batch),
     }
     inside = tuple(specs[name] for name in placed_in[: len(operands)])

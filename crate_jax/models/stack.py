@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from crate_jax.models.attention import KERNELS
 from crate_jax.models.config import ModelConfig
 from crate_jax.models.layers import Dropout
-from crate_jax.models.partition import constrain, gather
+from crate_jax.models.partition import constrain, gather, on_mesh
 from crate_jax.settings import one_of
 
 # Named arrays of one block, see `crate_jax.models.trace` for the names.
@@ -75,10 +75,19 @@ class CausalBlock(Block, Protocol):
 def _placed(x: jax.Array) -> jax.Array:
     """The residual stream at the entry of a block: split as the rules say and, where a model is not float32, laid out row by
     row. XLA for GPUs may else put the batch innermost for a norm's sums, and transpose before and after every product.
+
+    On a mesh that is not ours, or among several devices without one, nobody knows here how the batch is split, and the
+    constraint would gather all of it on every device.
     """
     x = constrain(x, TOKENS)
-    if x.dtype == jnp.float32:
+    mesh = jax.sharding.get_abstract_mesh()
+    known = jax.device_count() == 1 if mesh.empty else "data" in mesh.axis_names
+    if x.dtype == jnp.float32 or not known:
         return x
+    return on_mesh(_by_rows, ("stream",), "stream", (x,), None)
+
+
+def _by_rows(x: jax.Array) -> jax.Array:
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 

@@ -208,6 +208,55 @@ def test_heads_stay_split_over_the_tensor_axis():
     assert gathers == 0 and 2 <= sums <= 3, done.stdout
 
 
+STREAM_STAYS_SPLIT = """
+import contextlib
+import re
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from crate_jax import models
+from crate_jax.parallel.sharding import MeshConfig, make_mesh, tree_shardings
+
+sizes = {"dim": 16, "depth": 2, "heads": 2, "dtype": "bfloat16"}
+image = {"image_size": 32, "patch_size": 4, "num_classes": 2, **sizes}
+token = {"vocab_size": 4, "num_positions": 65, **sizes}
+for name, config in {
+    "crate": models.CRATEConfig(**image, scan=False),
+    "igpt": models.IGPTConfig(**token),
+}.items():
+    for axes in ({}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}):
+        mesh = make_mesh(MeshConfig(**axes))
+        model = models.create(config)
+        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        params = jax.tree.map(place, model.abstract_params, tree_shardings(model.abstract_params, mesh))
+        shape, dtype = ((64, 32, 32, 3), jnp.float32) if name != "igpt" else ((64, 65), jnp.int32)
+        batch = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
+        loss = lambda p, x: jnp.square(model.apply(p, x)[0]).mean()
+        # Someone else's program may split the batch without a mesh in context.
+        with jax.set_mesh(mesh) if axes != {"fsdp": 8} or name == "igpt" else contextlib.nullcontext():
+            text = jax.jit(jax.grad(loss)).lower(params, batch).compile().as_text()
+        largest = 0
+        for line in text.splitlines():
+            if found := re.search(r"= (.*?) (all-|reduce-scatter|collective-permute)", line):
+                for shape in re.findall(r"[a-z0-9]+\\[([0-9,]+)\\]", found[1]):
+                    count = 1
+                    for side in shape.split(","):
+                        count *= int(side)
+                    largest = max(largest, count)
+        print(name, "-".join(map(str, axes.values())) or "data", largest, sep="\t")
+"""
+
+
+@pytest.mark.slow
+def test_no_device_receives_the_whole_residual_stream():
+    """In bfloat16, where the stream is laid out row by row: 64 examples of 65 tokens with 16 features."""
+    done = run([sys.executable, "-c", STREAM_STAYS_SPLIT], devices=8, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert len(rows) == 6
+    for name, mesh, largest in rows:
+        assert 0 < int(largest) < 64 * 65 * 16, (name, mesh, largest)
+
+
 @pytest.mark.slow
 def test_every_family_computes_on_a_mesh_what_one_device_does():
     done = run([sys.executable, str(Path(__file__).with_name("observe_families.py"))], devices=8, timeout=600)
