@@ -45,7 +45,8 @@ def test_maps_are_those_of_numpy_under_every_kernel(kernels_on_cpu, name):
     params = jax.jit(models.create(config).init)(jax.random.key(0))
     params = jax.tree.map(lambda x: 2 * x, params)  # Weights far from uniform.
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-    for kernel in models.attention.KERNELS if config.has_attention else ["xla"]:
+    kernels = [name for name, kernel in models.attention.KERNELS.items() if "gpu" in kernel.platforms]
+    for kernel in kernels if config.has_attention else ["xla"]:
         model = models.create(dataclasses.replace(config, attention_kernel=kernel), "gpu")
 
         @jax.jit
