@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")  # No display on a server; must be chosen before pyplot is imported.
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from crate_jax.analysis.linear_probe import Probe
 
@@ -78,7 +79,7 @@ def known_entropy(
     outline = {"fill": False, "edgecolor": BLUE, "linestyle": ":"}
     parts.bar(positions, first, bottom=floor, label=f"epistemic at step {steps[0]:,}", **outline)
     parts.set_ylim(0, 1.5 * np.max(floor + first))
-    parts.set_xticks(positions)
+    parts.set_xticks(positions[:: -(-len(positions) // 14)])
     parts.tick_params(axis="x", labelsize=7)
     parts.set_xlabel("position")
     parts.set_ylabel("test loss (nats)")
@@ -99,6 +100,9 @@ def known_entropy(
     curves.axhline(learned, color=GREY, linestyle=":", label="learned below this")
     curves.set_yscale("log")
     curves.set_xscale("log")
+    curves.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    curves.xaxis.set_major_formatter("{x:,.0f}")
+    curves.xaxis.set_minor_locator(ticker.NullLocator())
     curves.set_xlabel("step")
     curves.set_ylabel("epistemic part (nats)")
     curves.set_title("When each position of the answer is learned", fontsize=10)
