@@ -95,7 +95,8 @@ def encode(
     ends = np.cumsum(sizes)
     parts = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     machine, ideal = Lanes(predictor, header.lanes, context), 0.0
-    with futures.ThreadPoolExecutor(LZMA_THREADS) as pool:
+    pool = futures.ThreadPoolExecutor(LZMA_THREADS)
+    try:
         waiting = [pool.submit(_without_model, part) for part in parts]
         coded = dict[int, Chunk]()
         for group in _groups(header, len(parts), header.lanes):
@@ -106,6 +107,9 @@ def encode(
                     coded[number], ideal = Chunk("model", payload), ideal + bits / 8
             advance(len(group))
         stored = [coded.get(number) or chunk.result() for number, chunk in enumerate(waiting)]
+    finally:
+        # Ctrl-C does not wait for the chunks that LZMA has not begun.
+        pool.shutdown(cancel_futures=True)
     if (whole := _at_once(data, stored)) is not None:
         header, stored, ideal = dataclasses.replace(header, lead=0, chunk=len(data), lanes=1), [whole], 0.0
     chunks = [
