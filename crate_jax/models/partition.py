@@ -66,10 +66,18 @@ def axes_for(path: str, ndim: int) -> tuple[Axis, ...] | None:
 
     Rules name the trailing dimensions of parameters; a batch's is the leading one.
     """
+    axes = _rule_axes(path, ndim)
+    if axes is None:
+        return None
+    rest = (None,) * (ndim - len(axes))
+    return (*axes, *rest) if path.startswith("batch/") else (*rest, *axes)
+
+
+def _rule_axes(path: str, ndim: int) -> tuple[Axis, ...] | None:
+    """The axes of the first rule that places the path, without those that a stack adds."""
     for pattern, axes, _ in RULES:
         if axes is not None and re.search(pattern, path) and ndim >= len(axes):
-            rest = (None,) * (ndim - len(axes))
-            return (*axes, *rest) if pattern == r"^batch/" else (*rest, *axes)
+            return axes
     return None
 
 
@@ -102,21 +110,21 @@ def constrain(x: jax.Array, path: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
-def gather(params: Any) -> Any:
+def gather(params: Any, *, stacks: bool = False) -> Any:
     """Parameters as a product takes them: whole along fsdp, still split over tensor. Their gradients come back split.
 
-    Those of a stack are left alone: a layer gathers its own when it runs, so that one layer at a time is whole. Said
-    outright because XLA, left to choose, may split a product otherwise, and on a data=2 × fsdp=2 × tensor=2 mesh it did so
-    wrongly: outputs of one token per image were off by a fifth (XLA of jax 0.10.2 and 0.11.2).
+    Those of a stack are left alone unless `stacks`: a layer gathers its own when it runs, so that one layer at a time is
+    whole. Said outright because XLA, left to choose, may split a product otherwise.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get("fsdp", 1) == 1:
         return params
 
     def one(path, leaf):
-        axes = axes_for(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.ndim)
-        if axes is None or "fsdp" not in axes or leaf.ndim > len(axes):
+        axes = _rule_axes(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.ndim)
+        if axes is None or "fsdp" not in axes or (leaf.ndim > len(axes) and not stacks):
             return leaf
+        axes = (None,) * (leaf.ndim - len(axes)) + axes
         fits = [axis and leaf.shape[i] % mesh.shape[axis] == 0 for i, axis in enumerate(axes)]
         split = [axis if fit else None for axis, fit in zip(axes, fits, strict=True)]
         whole = [None if axis == "fsdp" else axis for axis in split]
@@ -141,7 +149,8 @@ def on_mesh(
         `stream` `[b, n, d]`.
       real: one more operand where it is not None, `[b]`.
     """
-    operands, placed_in = (*operands, real)[: len(operands) + (real is not None)], [*placed_in, "batch"]
+    operands = [*operands] if real is None else [*operands, real]
+    placed_in = [*placed_in, "batch"]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or "data" not in mesh.axis_names or mesh.manual_axes:
         return call(*operands)

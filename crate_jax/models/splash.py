@@ -70,11 +70,11 @@ def _attend(query, key, value, count, *, causal: bool, masked: bool):
         ),
     )
 
-    def one(query, key, value, count):
+    def one(query: jax.Array, key: jax.Array, value: jax.Array, count: jax.Array) -> jax.Array:
         segments = splash_attention.SegmentIds(
             jnp.zeros(n, jnp.int32), (jnp.arange(m) >= count).astype(jnp.int32)
         )
         return kernel(query, key, value, segment_ids=segments if masked else None)
 
-    heads_first = [jnp.swapaxes(x, 1, 2) for x in (query, key, value)]
-    return jnp.swapaxes(jax.vmap(one)(*heads_first, count), 1, 2)
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(jax.vmap(one)(query, key, value, count), 1, 2)

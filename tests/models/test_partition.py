@@ -1,10 +1,12 @@
 """The table of what is said of arrays by their path: weight decay's column. Placement is tested with the mesh."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from crate_jax import InputError, models
 from crate_jax.models import partition
@@ -52,3 +54,19 @@ def test_a_large_parameter_of_no_row_is_an_error_and_a_small_one_is_left_alone()
     assert decay_mask({"blocks": {"shift": small}}) == {"blocks": {"shift": False}}
     with pytest.raises(InputError, match="no rule matches parameter blocks/memory, 4194304 bytes; add one"):
         decay_mask({"blocks": {"memory": large}})
+
+
+def test_a_stack_is_not_gathered_whole():
+    """The parameters of a model with two layers: those outside of the stack are gathered, each layer's when it runs."""
+    params = {"head": {"kernel": jnp.zeros((8, 8))}, "blocks": {"mlp_in": {"kernel": jnp.zeros((2, 8, 8))}}}
+    mesh = AbstractMesh((1, 2, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+    def gathered(tree, **options):
+        with jax.sharding.use_abstract_mesh(mesh):
+            return str(jax.make_jaxpr(partial(partition.gather, **options))(tree)).count(
+                "sharding_constraint"
+            )
+
+    assert gathered(params) == 1
+    assert gathered(jax.tree.map(lambda leaf: leaf[-1], params["blocks"])) == 1
+    assert gathered(params, stacks=True) == 2

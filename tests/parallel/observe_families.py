@@ -23,6 +23,7 @@ CHANGES = {
     "crate, mean": ("crate", {"pool": "mean"}),
     "crate, scanned": ("crate", {"scan": True}),
 }
+DECODED = ("crate_gpt", "igpt")
 
 
 def make(family: str, changes: dict) -> models.Model:
@@ -40,11 +41,23 @@ def inputs_of(model: models.Model, key: jax.Array) -> jax.Array:
     return jax.random.normal(key, (16, 8, 8, 1))
 
 
-def observe(model: models.Model, inputs: jax.Array, mesh) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs and gradients of their sum of squares, each as one vector."""
+def decoded(model: models.Model, params, tokens: jax.Array) -> jax.Array:
+    """The logits of every position, one after the other."""
+    decode, cache, logits = model.decoder(params), model.init_cache(len(tokens)), []
+    for position in range(tokens.shape[1]):
+        here, cache = decode(tokens[:, max(position - 1, 0)], cache, position)
+        logits.append(here)
+    return jnp.stack(logits)
+
+
+def observe(model: models.Model, inputs: jax.Array, mesh, *, step: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs and gradients of their sum of squares, each as one vector; `step`: outputs a token at a time."""
 
     def loss(params, inputs):
-        outputs, _ = model.apply(params, inputs, train=True, key=jax.random.key(2))
+        if step:
+            outputs = decoded(model, params, inputs)
+        else:
+            outputs, _ = model.apply(params, inputs, train=True, key=jax.random.key(2))
         return sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(outputs)), outputs
 
     with jax.set_mesh(mesh):
@@ -64,12 +77,14 @@ def observe(model: models.Model, inputs: jax.Array, mesh) -> tuple[np.ndarray, n
 
 
 def main() -> None:
-    for name, (family, changes) in CHANGES.items():
+    cases = {name: (*case, False) for name, case in CHANGES.items()}
+    cases |= {f"{name}, decoded": (name, {}, True) for name in DECODED}
+    for name, (family, changes, step) in cases.items():
         model = make(family, changes)
         inputs = inputs_of(model, jax.random.key(0))
-        one = observe(model, inputs, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+        one = observe(model, inputs, sharding.make_mesh(MeshConfig(), jax.devices()[:1]), step=step)
         for shape in MESHES:
-            seen = observe(model, inputs, sharding.make_mesh(MeshConfig("dp", *shape)))
+            seen = observe(model, inputs, sharding.make_mesh(MeshConfig("dp", *shape)), step=step)
             far = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(seen, one, strict=True)]
             print(name, "×".join(map(str, shape)), *far, sep="\t")
 
