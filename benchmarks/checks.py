@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
+from benchmarks.shared_attention import Blocks
 
 # (batch, tokens, heads, head width, causal): CRATE-B, CRATE-S, iGPT, an odd small one.
 SHAPES = [
@@ -18,6 +19,11 @@ SHAPES = [
     (2, 1024, 8, 64, True),
     (3, 65, 4, 32, True),
 ]
+# Of the kernel in `shared_attention`: rows, columns, warps, stages.
+BLOCKS = [
+    Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2), Blocks(64, 128, 4, 2),
+    Blocks(128, 64, 4, 2), Blocks(128, 64, 8, 2), Blocks(64, 256, 8, 1), Blocks(64, 64, 8, 2), Blocks(32, 256, 4, 1),
+]  # fmt: skip
 # How far from the truth a kernel in bfloat16 may be; the XLA form is at 3e-3 to 6e-3.
 ALLOWED = 2e-2
 
@@ -104,28 +110,17 @@ def equal_bits(*, small: bool, deterministic: bool = False) -> dict:
     """Whether three training steps give the same bits twice."""
     from benchmarks import ours
     from benchmarks.workloads import WORKLOADS, tiny
-    from crate_jax.parallel.sharding import shard_batch
-    from crate_jax.training import state
 
     workload = tiny(WORKLOADS["crate_tiny"]) if small else WORKLOADS["crate_tiny"]
     fields = {"dtype": "float32" if small else "bfloat16", "deterministic": deterministic}
     training = ours.Training(workload, fields)
     training.compile()
-    rng = np.random.default_rng(0)
-    size = workload.batch
 
     def three_steps():
-        with jax.set_mesh(training.run.mesh):
-            current = state.make_state(training.run.model, training.tx, jax.random.key(0), training.abstract)
-            for _ in range(3):
-                current, _ = training.step(current, batch)
-            return jax.device_get(current.params)
+        training.start()
+        training.steps(3)
+        return jax.device_get(training.state.params)
 
-    batch = {
-        name: rng.integers(0, 10, (size, *x.shape[1:])).astype(x.dtype) for name, x in training.batch.items()
-    }
-    with jax.set_mesh(training.run.mesh):
-        batch = shard_batch(batch, training.run.mesh)
     first, second = three_steps(), three_steps()
     differing = sum(
         int(np.sum(a != b)) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
@@ -173,6 +168,47 @@ def portable(*, small: bool) -> dict:
     return found
 
 
+def shared_attention(*, small: bool) -> dict:
+    """softmax(s W Wᵀ) W of CRATE-B at batch 256, padded to 200 tokens: cuDNN's kernel and the one in `shared_attention` with
+    work cut up in several ways. Milliseconds forward and backward, distances from float64, whether two gradients are equal.
+    """
+    from benchmarks import shared_attention as kernel
+    from crate_jax.models import attention
+
+    shape, real = ((1, 24, 1, 16), 21) if small else ((256, 200, 12, 64), 197)
+    w, grad = (jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16) for seed in (0, 1))
+    grad = grad.at[:, real:].set(0)
+    few = [np.asarray(x[:2, :real]) for x in (w, grad)]
+    truth = attention_truth(few[0], few[0], few[0], few[1], causal=False)
+    library = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    forms = {library: functools.partial(attention.attend_shared, real=real, kernel=library)}
+    for blocks in [kernel.Blocks(16, 16)] if small else BLOCKS:
+        name = f"{blocks.rows} × {blocks.columns}, {blocks.warps} warps, {blocks.stages} stages"
+        forms[name] = functools.partial(
+            kernel.attend, real=real, forward=blocks, backward=blocks, interpret=small
+        )
+    found = {}
+    for name, form in forms.items():
+        try:
+            found[name] = _forward_and_backward(form, w, grad, truth, real)
+        except Exception as error:  # Blocks that the chip has no room for are a result.
+            found[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
+    return found
+
+
+def _forward_and_backward(form: Callable, w, grad, truth, real: int) -> dict:
+    forward, backward = jax.jit(lambda w: jax.vjp(form, w)), jax.jit(lambda pull, grad: pull(grad)[0])
+    out, pull = forward(w)
+    first, second = backward(pull, grad), backward(pull, grad)
+    return {
+        "forward ms": _timed(forward, w)["ms"],
+        "backward ms": _timed(backward, pull, grad)["ms"],
+        "out": distance(out[:2, :real], truth["out"]),
+        "gradient": distance(first[:2, :real], truth["shared"]),
+        "equal bits": bool(jnp.all(first == second)),
+    }
+
+
 def layer_metric(*, small: bool) -> dict:
     """Seconds of the released layer-wise metric, b 64, 12 heads, 197 tokens of 64."""
     from crate_jax import objectives
@@ -210,6 +246,7 @@ CHECKS = {
     "equal_bits": equal_bits,
     "equal_bits_deterministic": functools.partial(equal_bits, deterministic=True),
     "portable": portable,
+    "shared_attention": shared_attention,
     "layer_metric": layer_metric,
     "coding_rate_gradient": coding_rate_gradient,
 }

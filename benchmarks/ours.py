@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import profiling, shared_attention, timing
 from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).parents[1]
-# Tokens drawn by a call of the sampler: a row of pixels, as the command has it.
 LION = {"name": "lion", "lr": 1e-4, "weight_decay": 0.1}
 
 
@@ -44,10 +43,10 @@ def make_run(workload: Workload, fields: dict[str, Any]):
 class Training:
     """A compiled step and what it needs. Made in two parts, so that several may compile at once."""
 
-    def __init__(self, workload: Workload, fields: dict[str, Any]):
+    def __init__(self, workload: Workload, fields: dict[str, Any], options: dict[str, Any] | None = None):
         from crate_jax.training import optim, program
 
-        self.workload = workload
+        self.workload, self.options = workload, options
         self.run, self.batch = make_run(workload, fields)
         optimizer = self.run.config.optimizer
         schedule = optim.make_schedule(optimizer, warmup_steps=0, total_steps=10**6)
@@ -59,81 +58,101 @@ class Training:
     def compile(self) -> float:
         """Seconds."""
         began = time.perf_counter()
-        self.step = self.lowered.compile()
+        self.step = self.lowered.compile(compiler_options=self.options)
         self.lowered = None
         return time.perf_counter() - began
 
-    def measure(self, *, steps: int, repeats: int) -> dict[str, Any]:
-        """Seconds of a step, the device's memory, the bytes that the compiled program moves, the last loss."""
+    def start(self) -> None:
+        """A state and random images or tokens, on the device."""
         from crate_jax.parallel.sharding import shard_batch
-        from crate_jax.planning import traffic
         from crate_jax.training import state
 
-        size = self.run.config.batch_size
-        rng = np.random.default_rng(0)
+        size, rng = self.run.config.batch_size, np.random.default_rng(0)
         batch = {}
         for name, shape in self.batch.items():
             high = 10 if name == "label" else 256
             batch[name] = rng.integers(0, high, (size, *shape.shape[1:])).astype(shape.dtype)
         with jax.set_mesh(self.run.mesh):
-            batch = shard_batch(batch, self.run.mesh)
-            current = state.make_state(self.run.model, self.tx, jax.random.key(0), self.abstract)
-            first = None
+            self.examples = shard_batch(batch, self.run.mesh)
+            self.state = state.make_state(self.run.model, self.tx, jax.random.key(0), self.abstract)
 
-            def run(count):
-                nonlocal current, first
-                for _ in range(count):
-                    current, report = self.step(current, batch)
-                    first = report if first is None else first
-                jax.block_until_ready(report)
-                return report
+    def steps(self, count: int) -> float:
+        """The loss of the last of `count` steps, done when this returns."""
+        with jax.set_mesh(self.run.mesh):
+            for _ in range(count):
+                self.state, report = self.step(self.state, self.examples)
+            return float(report["sums"]["loss"])
 
-            taken = timing.seconds(run, steps=steps, repeats=repeats)
-            last = float(run(1)["sums"]["loss"])
-        memory = self.step.memory_analysis()
+    def measure(self, *, steps: int, repeats: int) -> dict[str, Any]:
+        """Seconds of a step, the device's memory, the bytes that the compiled program moves, the first and the last loss."""
+        from crate_jax.planning import traffic
+
+        self.start()
+        first = self.steps(1)
+        taken = timing.seconds(self.steps, steps=steps, repeats=repeats)
         return {
             "seconds": taken,
-            "temp_bytes": memory.temp_size_in_bytes,
+            "temp_bytes": self.step.memory_analysis().temp_size_in_bytes,
             "moved_bytes": traffic.moved(self.step.as_text()).bytes,
             "matmul_flops": self.flops,
-            "losses": [float(first["sums"]["loss"]), last],
+            "losses": [first, self.steps(1)],
         }
+
+    def profile(self) -> dict[str, Any]:
+        """Where the time of a step goes; after `measure`."""
+        return profiling.kernels(self.steps, 3)
 
 
 class Sampling:
     """Drawing whole images, a row of pixels a call."""
 
-    def __init__(self, workload: Workload, fields: dict[str, Any]):
-        from crate_jax.models import sampling
+    def __init__(self, workload: Workload, fields: dict[str, Any], options: dict[str, Any] | None = None):
+        from crate_jax.models import decoding, sampling
 
-        self.workload, self.sampling = workload, sampling
-        self.run_, _ = make_run(workload, fields)
-        self.model = self.run_.model
+        self.workload = workload
+        self.model = make_run(workload, fields)[0].model
         self.positions = self.model.config.num_positions
         self.row = math.isqrt(self.positions)
+        self.params = jax.jit(self.model.init)(jax.random.key(0))
+        self.prompt = jnp.zeros((workload.batch, self.positions), jnp.int32)
+        self.keys = jax.random.split(jax.random.key(1), workload.batch)
+        self.first = lambda: sampling.start(self.model, workload.batch)
+        rooms = decoding.rooms(self.model, self.row)
+        program = sampling.make_program(self.model, self.row, sampling.SamplingParams(), rooms)
+        self.lowered, self.options = program.lower(self.params, *self._inputs(self.first())), options
+
+    def _inputs(self, state):
+        return state.previous, state.cache, np.int32(state.position), self.prompt, np.int32(0), self.keys
 
     def compile(self) -> float:
-        """Seconds of the first whole drawing, compilations included."""
-        self.params = jax.jit(self.model.init)(jax.random.key(0))
-        self.sampler = self.sampling.make_sampler(self.model, self.row, self.sampling.SamplingParams())
-        self.keys = jax.random.split(jax.random.key(1), self.workload.batch)
-        self.prompt = jnp.zeros((self.workload.batch, self.positions), jnp.int32)
+        """Seconds."""
         began = time.perf_counter()
-        self.draw(1)
+        self.step = self.lowered.compile(compiler_options=self.options)
+        self.lowered = None
         return time.perf_counter() - began
 
-    def draw(self, count: int) -> None:
-        """`count` whole batches of images."""
+    def rows(self, state, count: int):
+        """The state after `count` rows more."""
         for _ in range(count):
-            state = self.sampling.start(self.model, self.workload.batch)
-            for _ in range(self.positions // self.row):
-                state, tokens = self.sampler(self.params, state, self.prompt, 0, self.keys)
-            tokens.block_until_ready()
+            previous, cache, tokens = self.step(self.params, *self._inputs(state))
+            state = state._replace(position=state.position + self.row, previous=previous, cache=cache)
+        tokens.block_until_ready()
+        return state
+
+    def draw(self, count: int) -> None:
+        """`count` batches of whole images."""
+        for _ in range(count):
+            self.rows(self.first(), self.positions // self.row)
 
     def measure(self, *, steps: int, repeats: int) -> dict[str, Any]:
         """Seconds of a batch of whole images."""
         del steps
         return {"seconds": timing.seconds(self.draw, steps=1, repeats=repeats, warm=1)}
+
+    def profile(self) -> dict[str, Any]:
+        """Where the time of a token goes, in the middle of the images."""
+        state = self.rows(self.first(), self.positions // self.row // 2)
+        return profiling.kernels(lambda count: self.rows(state, count // self.row), self.row)
 
 
 def make(workload: Workload, fields: dict[str, Any]) -> Training | Sampling:
@@ -143,23 +162,28 @@ def make(workload: Workload, fields: dict[str, Any]) -> Training | Sampling:
       ValueError: a field that the model does not have.
     """
     fields = dict(fields)
-    unit = fields.pop("unit", None)
+    unit, options = fields.pop("unit", None), fields.pop("compiler_options", None)
+    shared = fields.pop("shared_attention", False)
     known = {field.name for field in dataclasses.fields(make_run(workload, {})[0].config.model)}
     if unknown := set(fields) - known - {"deterministic"}:
         raise ValueError(f"the model has no field {', '.join(sorted(unknown))}")
-    with kernels_of(unit):
-        return {"train": Training, "sample": Sampling}[workload.kind](workload, fields)
+    with kernels_of(unit, shared):
+        return {"train": Training, "sample": Sampling}[workload.kind](workload, fields, options)
 
 
 @contextlib.contextmanager
-def kernels_of(unit: int | None):
-    """While it lasts, kernels that ask for tokens padded to another multiple; None changes nothing."""
+def kernels_of(unit: int | None, shared: bool):
+    """While it lasts, kernels ask for tokens padded to a multiple of `unit` (None changes nothing), and MSSA's is that in
+    `shared_attention` where `shared`.
+    """
     from crate_jax.models import attention
 
     usual = dict(attention.KERNELS)
+    changes: dict[str, Any] = {} if unit is None else {"unit": unit}
+    if shared:
+        changes["attend_shared"] = shared_attention.attend_shared
     try:
-        if unit is not None:
-            attention.KERNELS |= {name: kernel._replace(unit=unit) for name, kernel in usual.items()}
+        attention.KERNELS |= {name: kernel._replace(**changes) for name, kernel in usual.items()}
         yield
     finally:
         attention.KERNELS |= usual

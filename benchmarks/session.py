@@ -72,12 +72,21 @@ class Session:
       budget: seconds after which nothing new is begun.
       peer: a checkout of the released CRATE, or None.
       small: the sizes of a rehearsal.
+      look_inside: keep the compiled programs of ours, in an archive beside the output, and the times of their kernels.
     """
 
     def __init__(
-        self, output: Path, *, budget: float, peer: str | None, small: bool, repeats: int, steps: int
+        self,
+        output: Path,
+        *,
+        budget: float,
+        peer: str | None,
+        small: bool,
+        repeats: int,
+        steps: int,
+        look_inside: bool = False,
     ):
-        self.output, self.peer, self.small = output, peer, small
+        self.output, self.peer, self.small, self.look_inside = output, peer, small, look_inside
         self.end = time.monotonic() + budget
         self.repeats, self.steps = (2, 2) if small else (repeats, steps)
         self.log = output.with_suffix(".log")
@@ -151,9 +160,17 @@ class Session:
             self.note(
                 f"{workload}/{form}", self._result(described, answers[form], names[f"{workload}/{form}"])
             )
+        for form in ready if self.look_inside else ():
+            if form in VARIANTS and self.left > 20:
+                self._look_inside(f"{workload}/{form}")
         for form in ready:
             (self.ours if form in VARIANTS else self.peers).ask(30, do="drop", name=f"{workload}/{form}")
         self._ratios(workload, ready)
+
+    def _look_inside(self, name: str) -> None:
+        archive = self.output.with_suffix(".zip").resolve()
+        self.ours.ask(30, do="program", name=name, archive=str(archive))
+        self.note(f"{name}, kernels", self.ours.ask(min(self.left, 60), do="profile", name=name))
 
     def _result(self, workload, answers: list[dict], compiled: float) -> dict[str, Any]:
         failed = next((answer["failed"] for answer in answers if "failed" in answer), None)

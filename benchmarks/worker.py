@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -77,6 +78,18 @@ class Ours:
     def measure(self, request: dict) -> dict:
         """See `ours.Training.measure`."""
         return self.ready[request["name"]].measure(steps=request["steps"], repeats=request["repeats"])
+
+    def profile(self, request: dict) -> dict:
+        """See `profiling.kernels`; of what was measured before."""
+        return self.ready[request["name"]].profile()
+
+    def program(self, request: dict) -> dict:
+        """Add the compiled program, as XLA prints it, to an archive."""
+        with zipfile.ZipFile(request["archive"], "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(
+                f"{request['name'].replace('/', '-')}.txt", self.ready[request["name"]].step.as_text()
+            )
+        return {}
 
     def drop(self, request: dict) -> dict:
         """Forget what was prepared."""

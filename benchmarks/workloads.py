@@ -47,8 +47,8 @@ WORKLOADS = {
     ),
 }
 
-# Ours in other forms than the default: fields of the model, `deterministic` of the run, and `unit` of the kernel (1: tokens
-# are padded in every call of attention, not once for all layers).
+# Ours in other forms than the default: fields of the model, `deterministic` of the run, `unit` of the kernel (1: tokens are
+# padded in every call of attention, not once for all layers), `shared_attention`, and `compiler_options`.
 VARIANTS = {
     "default": {},
     "xla": {"attention_kernel": "xla"},
@@ -56,6 +56,18 @@ VARIANTS = {
     "unrolled": {"scan": False},
     "padded_in_attention": {"unit": 1},
     "deterministic": {"deterministic": True},
+    # MSSA by the kernel of benchmarks/shared_attention.py, which needs no padding; the same in a deterministic step.
+    "shared_attention": {"shared_attention": True, "unit": 1},
+    "deterministic_shared_attention": {"shared_attention": True, "deterministic": True},
+    # Matrix products by NVIDIA's library alone, which adds biases and residuals up itself.
+    "library_products": {"compiler_options": {"xla_gpu_enable_triton_gemm": False}},
+    # Loops as CUDA graphs, so that the host launches one thing per token.
+    "graphs": {
+        "compiler_options": {
+            "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE,CONDITIONAL",
+            "xla_gpu_graph_min_graph_size": 1,
+        }
+    },
 }
 
 # For rehearsals: fields of the model, and of how long is measured.

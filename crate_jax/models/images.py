@@ -10,7 +10,7 @@ from flax import nnx
 
 from crate_jax import InputError
 from crate_jax.models.config import Images, ModelConfig
-from crate_jax.models.layers import Dense, gelu, normal_param
+from crate_jax.models.layers import Dense, gelu_dense, normal_param
 from crate_jax.models.model import Params
 from crate_jax.models.stack import Block, Edit, Stack, Trace
 from crate_jax.settings import one_of, setting
@@ -161,7 +161,7 @@ class ProjectionHead(nnx.Module):
         self.mlp_out = Dense(hidden, (config.num_classes,), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.mlp_out(gelu(self.projection(gelu(self.mlp_in(x)))))
+        return self.mlp_out(gelu_dense(self.projection, gelu_dense(self.mlp_in, x)))
 
 
 class ImageClassifier(nnx.Module):

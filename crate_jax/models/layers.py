@@ -86,13 +86,15 @@ class LayerNorm(nnx.LayerNorm):
         if self.dtype == jnp.float32 or self.scale is None or self.bias is None:
             return super().__call__(x)
         # On rows: XLA is free to lay out three axes so that the next product has to transpose them.
-        out = _layer_norm(rows(x), self.scale[...], self.bias[...], self.epsilon, self.dtype)
+        length = x.shape[-2] if x.ndim > 1 else 1
+        out = _layer_norm(rows(x), self.scale[...], self.bias[...], self.epsilon, self.dtype, length)
         return out.reshape(x.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float, dtype) -> jax.Array:
-    # x is a matrix of rows, here and in `_rms_norm`.
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float, dtype, length: int) -> jax.Array:
+    # x is a matrix of rows, here and in `_rms_norm`; `length` of them are one example.
+    del length
     mean, rate = _mean_and_rate(x, eps)
     return ((x.astype(jnp.float32) - mean) * rate * gain + bias).astype(dtype)
 
@@ -107,14 +109,15 @@ def _mean_and_rate(x, eps):
     return mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + eps)
 
 
-def _layer_norm_forward(x, gain, bias, eps, dtype):
+def _layer_norm_forward(x, gain, bias, eps, dtype, length):
+    del length
     mean, rate = _mean_and_rate(x, eps)
     # Left to itself XLA takes the mean again wherever it is used, and then writes y ∂out in float32 to sum its columns.
     saved = jax.lax.optimization_barrier((mean, rate))
     return ((x.astype(jnp.float32) - mean) * rate * gain + bias).astype(dtype), (x, gain, *saved)
 
 
-def _layer_norm_backward(eps, dtype, saved, grad):
+def _layer_norm_backward(eps, dtype, length, saved, grad):
     """With y = (x − m)·r and ∂y = g·∂out: ∂x = r (∂y − mean ∂y − y mean(y ∂y))."""
     del eps, dtype
     x, gain, mean, rate = saved
@@ -122,7 +125,28 @@ def _layer_norm_backward(eps, dtype, saved, grad):
     grad_y = grad * gain
     centred = grad_y - jnp.mean(grad_y, axis=-1, keepdims=True)
     grad_x = rate * (centred - y * jnp.mean(grad_y * y, axis=-1, keepdims=True))
-    return grad_x.astype(x.dtype), jnp.sum(grad * y, axis=0), jnp.sum(grad, axis=0)
+    return grad_x.astype(x.dtype), *_column_sums(length, grad * y, grad)
+
+
+def _column_sums(length: int, *matrices: jax.Array) -> list[jax.Array]:
+    """Σ over the rows of each float32 matrix, `length` of which are one example."""
+
+    def apart(*matrices):
+        return [jnp.sum(matrix, axis=0) for matrix in matrices]
+
+    return jax.lax.platform_dependent(*matrices, cuda=partial(_sums_together, length), default=apart)
+
+
+def _sums_together(length: int, *matrices: jax.Array) -> list[jax.Array]:
+    """One reduction of all matrices: apart, XLA for GPUs reads for each anew what they are computed from, while XLA for TPUs
+    reads more for one. It stays within examples: a mesh gathers what several arrays are reduced to, and adds up what one is.
+    """
+    examples = [matrix.reshape(-1, length, matrix.shape[-1]) for matrix in matrices]
+
+    def add(some, others):
+        return [one + other for one, other in zip(some, others, strict=True)]
+
+    return [jnp.sum(one, axis=0) for one in jax.lax.reduce(examples, [0.0] * len(examples), add, (1,))]
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -199,20 +223,28 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        out = self.product(x)
+        return out if self.bias is None else out + self.bias[...].astype(self.dtype)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """x W alone."""
         leading = x.shape[: x.ndim - len(self.inputs)]
         matrix = x.astype(self.dtype).reshape(-1, math.prod(self.inputs))
         # The output axes stay apart: merged, a mesh that splits the heads would have to gather the kernel.
         kernel = self.kernel[...].astype(self.dtype).reshape(matrix.shape[1], *self.outputs)
-        out = jnp.tensordot(matrix, kernel, 1).reshape(*leading, *self.outputs)
-        return out if self.bias is None else out + self.bias[...].astype(self.dtype)
+        return jnp.tensordot(matrix, kernel, 1).reshape(*leading, *self.outputs)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x), exact. Where models are not float32 x alone is kept for the backward pass: three arrays of intermediate values
-    take longer to read than to compute again.
+def gelu_dense(dense: Dense, x: jax.Array) -> jax.Array:
+    """gelu(x W + b), the exact gelu(h) = h Φ(h). Where models are not float32 only the product x W is kept for the backward
+    pass: the sum with b and what gelu is made of take longer to write and read than to compute again.
     """
-    exact = partial(jax.nn.gelu, approximate=False)
-    return exact(x) if x.dtype == jnp.float32 else jax.checkpoint(exact)(x)
+
+    def activate(product, bias):
+        return jax.nn.gelu(product if bias is None else product + bias, approximate=False)
+
+    bias = None if dense.bias is None else dense.bias[...].astype(dense.dtype)
+    return (activate if dense.dtype == jnp.float32 else jax.checkpoint(activate))(dense.product(x), bias)
 
 
 def split_heads(projected: jax.Array) -> list[jax.Array]:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from crate_jax.models.attention import attend
 from crate_jax.models.images import ImageClassifier, ImageConfig
-from crate_jax.models.layers import Dense, PatchProjection, gelu, layer_norm, split_heads
+from crate_jax.models.layers import Dense, PatchProjection, gelu_dense, layer_norm, split_heads
 from crate_jax.settings import one_of, setting
 
 # name: (dim, depth, heads)
@@ -54,7 +54,7 @@ class MLP(nnx.Module):
         self.mlp_out = Dense((hidden,), (dim,), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.mlp_out(gelu(self.mlp_in(x)))
+        return self.mlp_out(gelu_dense(self.mlp_in, x))
 
 
 class ViTBlock(nnx.Module):
