@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import codec_plan
+from benchmarks import codec_plan, codec_speed
 from crate_jax import InputError, models
 from crate_jax.compression import codec, container, lanes, portable, predictors, quantise, rans
 from crate_jax.compression.lanes import Lanes
@@ -336,3 +336,12 @@ def test_a_step_of_the_loop_reads_every_parameter(float_model):
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(read))
     assert parameters < sum(sizes.values()) < 10 * parameters
     assert 5 < sum(runs.values()) < 500
+
+
+def test_a_text_to_measure_speed_on_is_repeated_up_to_its_size(tmp_path):
+    (tmp_path / "b.txt").write_bytes(b"two")
+    (tmp_path / "a.txt").write_bytes(b"one ")
+    (tmp_path / "c.py").write_bytes(b"no")
+    assert codec_speed.text(tmp_path, 16) == b"one twoone twoon"
+    with pytest.raises(SystemExit, match=r"--text: no \.txt file with anything in it"):
+        codec_speed.text(tmp_path / "nowhere", 16)
