@@ -148,6 +148,8 @@ def on_mesh(
       placed_in, placed_out: what the operands and the results are: `tokens` `[b, n, heads, p]`, `rows` `[b, heads, n]` or
         `stream` `[b, n, d]`.
       real: one more operand where it is not None, `[b]`.
+    Returns:
+      What `call` returns, of the whole batch and all heads. Without a mesh of ours in context, `call` sees the operands whole.
     """
     operands = [*operands] if real is None else [*operands, real]
     placed_in = [*placed_in, "batch"]

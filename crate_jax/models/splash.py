@@ -41,7 +41,7 @@ def attend(query, key, value, *, causal, mask, lengths, real, scale):
 
 def attend_shared(tokens, **options):
     """See `attention.attend_shared`; there is no `mask`."""
-    # In float32 up to here, so that the three gradients are added up in it.
+    # In float32 up to here, so that the gradients of query and key are added up in it, before that of the value.
     wide = tokens.astype(jnp.float32)
     return attend(wide, wide, tokens, **options)
 
