@@ -21,8 +21,8 @@ from crate_jax.settings import one_of
 # Queries that causal attention takes at a time, each block against the keys up to its own end: nearly half of the products,
 # which the mask would throw away, are never formed.
 BLOCK = 256
-# Fewest tokens for which `auto` takes the kernel of a TPU: more than one block of its 128. Of 65 tokens it moves more bytes than
-# XLA's form, of 197 and 1,024 fewer (docs/performance.md); lengths between were not tried.
+# Fewest tokens for which `auto` takes the kernel of a TPU: more than one block of its 128. Of 65 tokens it moves more bytes
+# than XLA's form, of 197 and 1,024 fewer (docs/performance.md); lengths between were not tried.
 SHORTEST = 129
 # What forbidden scores are replaced by. Finite, so that a row with nothing to attend to is no NaN.
 FORBIDDEN = jnp.finfo(jnp.float32).min
