@@ -149,7 +149,7 @@ def on_mesh(
         `stream` `[b, n, d]`.
       real: one more operand where it is not None, `[b]`.
     Returns:
-      What `call` returns, of the whole batch and all heads. Without a mesh of ours in context `call` sees all of the operands.
+      What `call` returns, of the whole batch and all heads. Without a mesh of ours `call` sees all of the operands.
     """
     operands = [*operands] if real is None else [*operands, real]
     placed_in = [*placed_in, "batch"]
