@@ -78,12 +78,12 @@ def layer_norm(dim: int, *, eps: float = LAYER_NORM_EPS, dtype, rngs: nnx.Rngs) 
 
 
 class LayerNorm(nnx.LayerNorm):
-    """nnx.LayerNorm that keeps of a bfloat16 input just that for its backward pass, where automatic differentiation keeps
-    float32 copies.
+    """nnx.LayerNorm with its backward pass written out: of a bfloat16 input it keeps just that, where automatic
+    differentiation keeps float32 copies, and on a CPU it takes a seventh off norms and the products between them.
     """
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        if self.dtype == jnp.float32 or self.scale is None or self.bias is None:
+        if self.scale is None or self.bias is None:
             return super().__call__(x)
         # On rows: XLA is free to lay out three axes so that the next product has to transpose them.
         length = x.shape[-2] if x.ndim > 1 else 1
@@ -95,26 +95,29 @@ class LayerNorm(nnx.LayerNorm):
 def _layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float, dtype, length: int) -> jax.Array:
     # x is a matrix of rows, here and in `_rms_norm`; `length` of them are one example.
     del length
-    mean, rate = _mean_and_rate(x, eps)
+    mean, rate = _mean_and_rate(x, eps, dtype)
     return ((x.astype(jnp.float32) - mean) * rate * gain + bias).astype(dtype)
 
 
-def _mean_and_rate(x, eps):
-    """Mean and 1/√(variance + ε) of each row, from one reading of it. E[x²] − E[x]² loses digits where the mean is large
-    against the deviation, but far fewer than the entries, being bfloat16, have lost by then.
+def _mean_and_rate(x, eps, dtype):
+    """Mean and 1/√(variance + ε) of each row. For a bfloat16 model from one reading of it: E[x²] − E[x]² loses digits where
+    the mean is large against the deviation, but far fewer than the entries, being bfloat16, have lost by then.
     """
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
+    if dtype == jnp.float32:
+        return mean, jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
     variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean)
     return mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + eps)
 
 
 def _layer_norm_forward(x, gain, bias, eps, dtype, length):
     del length
-    mean, rate = _mean_and_rate(x, eps)
-    # Left to itself XLA takes the mean again wherever it is used, and then writes y ∂out in float32 to sum its columns.
-    saved = jax.lax.optimization_barrier((mean, rate))
-    return ((x.astype(jnp.float32) - mean) * rate * gain + bias).astype(dtype), (x, gain, *saved)
+    mean, rate = _mean_and_rate(x, eps, dtype)
+    if dtype != jnp.float32:
+        # Left to itself XLA takes the mean again wherever it is used, and then writes y ∂out in float32 to sum its columns.
+        mean, rate = jax.lax.optimization_barrier((mean, rate))
+    return ((x.astype(jnp.float32) - mean) * rate * gain + bias).astype(dtype), (x, gain, mean, rate)
 
 
 def _layer_norm_backward(eps, dtype, length, saved, grad):

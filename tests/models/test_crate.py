@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from crate_jax import InputError, models, objectives, weights
+from crate_jax.models import attention
 from crate_jax.models.stack import Stack
 from crate_jax.parallel.flops import matmul_flops
 
@@ -87,9 +88,10 @@ def three_matmul_ista(z, dictionary, *, step_size, penalty):
 
 
 @pytest.mark.parametrize("size", ["tiny", "base", "large"])
-def test_a_training_step_takes_two_thirds_of_the_released_matmul_flops(monkeypatch, size):
-    """Of losses and gradients at 16 images of 224 px. Saved: two of ISTA's three products a token, and all of the last layer
-    that the class token does not see. Not saved, because it does not depend on the tokens: D − DᵀD and its gradient.
+def test_a_training_step_takes_under_two_thirds_of_the_released_matmul_flops(monkeypatch, size):
+    """Of losses and gradients at 16 images of 224 px. Saved: two of ISTA's three products a token, one of the four of the
+    gradient of attention whose query is its key, and all of the last layer that the class token does not see. Not saved,
+    because it does not depend on the tokens: D − DᵀD and its gradient.
     """
     config = models.crate(size, scan=False, dtype="float32")
     images = jax.ShapeDtypeStruct((16, 224, 224, 3), jnp.float32)
@@ -99,12 +101,16 @@ def test_a_training_step_takes_two_thirds_of_the_released_matmul_flops(monkeypat
         step = jax.value_and_grad(lambda p, x: model.apply(p, x)[0].mean())
         return matmul_flops(step, model.abstract_params, images)
 
-    ours, call = flops(), Stack.__call__
+    ours, call, xla = flops(), Stack.__call__, attention.KERNELS["xla"]
+    apart = xla._replace(
+        attend_shared=lambda tokens, **options: xla.attend(tokens, tokens, tokens, **options)
+    )
+    monkeypatch.setitem(attention.KERNELS, "xla", apart)
     monkeypatch.setattr(objectives, "ista_step", three_matmul_ista)
     monkeypatch.setattr(
         Stack, "__call__", lambda self, x, *, trace=False, wanted=None, **rest: call(self, x, trace=trace)
     )
-    assert ours / flops() <= 0.66
+    assert ours / flops() <= 0.645
 
 
 def test_ista_of_one_token_forms_no_matrix():
