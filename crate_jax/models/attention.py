@@ -285,9 +285,8 @@ def _finish(out: jax.Array, lengths: jax.Array | None) -> jax.Array:
 
 
 # The XLA form. Tensors are [b, heads, n, p] from here on. Its backward pass is written out because automatic differentiation
-# sums over the keys where p features would do, and keeps three score matrices for one. What is kept is exp(S − max) and its
-# row sums: the division then runs over p features, forward and backward, instead of over all keys. Of tokens that are query
-# and key, ∂Q + ∂K = s (∂S + ∂Sᵀ) W is one product instead of two.
+# sums over the keys where p features would do, and keeps three score matrices for one. Where one tensor is query and key,
+# ∂Q + ∂K = s (∂S + ∂Sᵀ) W is one product instead of two; of bfloat16 on a GPU, reading ∂S along both axes would cost more.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -296,12 +295,13 @@ def _attend(query, key, value, allowed, causal, scale):
 
 
 def _attend_forward(query, key, value, allowed, causal, scale):
-    out, weights, sums = _forward(query, key, value, allowed, causal, scale)
-    return out, (query, key, value, weights, sums, out)
+    out, weights = _forward(query, key, value, allowed, causal, scale)
+    return out, (query, key, value, weights, out)
 
 
 def _attend_backward(causal, scale, saved, grad):
-    return *_backward(*saved, grad, causal, scale), None
+    query, key, value, weights, out = saved
+    return *_backward(query, key, value, weights, out, grad, causal, scale), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -313,18 +313,17 @@ def _attend_shared(tokens, allowed, causal, scale):
 
 
 def _attend_shared_forward(tokens, allowed, causal, scale):
-    out, weights, sums = _forward(tokens, tokens, tokens, allowed, causal, scale)
-    return out, (tokens, weights, sums, out)
+    out, weights = _forward(tokens, tokens, tokens, allowed, causal, scale)
+    return out, (tokens, weights, out)
 
 
 def _attend_shared_backward(causal, scale, saved, grad):
-    tokens, weights, sums, out = saved
-    if len(weights) > 1:
-        return sum(_backward(tokens, tokens, tokens, weights, sums, out, grad, causal, scale)), None
-    shares, total = _shares(sums, out, grad)
-    scores = _score_gradient(weights[0], shares, tokens, total, scale)
+    tokens, weights, out = saved
+    if len(weights) > 1 or tokens.dtype != jnp.float32:
+        return sum(_backward(tokens, tokens, tokens, weights, out, grad, causal, scale)), None
+    scores = _score_gradient(weights[0], grad, tokens, _total(grad, out), scale)
     scores = (scores + jnp.swapaxes(scores, -1, -2)).astype(tokens.dtype)
-    return scores @ tokens + jnp.swapaxes(weights[0], -1, -2) @ shares, None
+    return scores @ tokens + jnp.swapaxes(weights[0], -1, -2) @ grad, None
 
 
 _attend_shared.defvjp(_attend_shared_forward, _attend_shared_backward)
@@ -347,65 +346,58 @@ def _part(allowed: jax.Array, start: int, end: int, keys: int) -> jax.Array:
 
 
 def _forward(query, key, value, allowed, causal, scale):
-    """The attended values `[b, heads, n, p]`; of each block E = exp(S − max_j S) in the dtype of the values; Σ_j E
-    `[b, heads, n, 1]` in float32.
-    """
-    outs, saved, sums = [], [], []
+    """The attended values `[b, heads, n, p]`, and softmax(S) of each block in the dtype of the values."""
+    outs, saved = [], []
     for start, end, keys in _blocks(query.shape[2], key.shape[2], causal):
         scores = scale * jnp.einsum(
             "bkip,bkjp->bkij", query[:, :, start:end], key[:, :, :keys], preferred_element_type=jnp.float32
         )
-        permitted = None if allowed is None else _part(allowed, start, end, keys)
         if causal:
             earlier = jnp.arange(keys) <= jnp.arange(start, end)[:, None]
-            permitted = earlier if permitted is None else permitted & earlier
-        if permitted is not None:
-            scores = jnp.where(permitted, scores, FORBIDDEN)
-        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        if allowed is not None:
+            scores = jnp.where(earlier, scores, FORBIDDEN)
+        if allowed is None:
+            weights = jax.nn.softmax(scores, axis=-1)
+        else:
+            permitted = _part(allowed, start, end, keys)
+            permitted = permitted & earlier if causal else permitted
+            weights = jax.nn.softmax(jnp.where(permitted, scores, FORBIDDEN), axis=-1)
             # A row that may attend to nothing would be the mean of all.
             weights = jnp.where(permitted, weights, 0)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        sums.append(total if allowed is None else jnp.where(total == 0, 1, total))
         saved.append(weights.astype(value.dtype))
-        outs.append(
-            jnp.einsum("bkij,bkjp->bkip", saved[-1], value[:, :, :keys], preferred_element_type=jnp.float32)
-        )
-    sums = jnp.concatenate(sums, axis=2)
-    return (jnp.concatenate(outs, axis=2) / sums).astype(value.dtype), tuple(saved), sums
+        outs.append(saved[-1] @ value[:, :, :keys])
+    return jnp.concatenate(outs, axis=2), tuple(saved)
 
 
-def _backward(query, key, value, weights, sums, out, grad, causal, scale):
-    """With E = exp(S − max_j S), z = Σ_j E, S = s Q Kᵀ, O = E V / z, G = ∂O / z:
+def _backward(query, key, value, weights, out, grad, causal, scale):
+    """With A = softmax(S), S = s Q Kᵀ, O = A V: ∂V = Aᵀ ∂O, ∂S = A (∂O Vᵀ − Σ_j A_j (∂O Vᵀ)_j), ∂Q = s ∂S K, ∂K = s ∂Sᵀ Q.
 
-        ∂V = Eᵀ G,  ∂S = E (G Vᵀ − Σ_p G O),  ∂Q = s ∂S K,  ∂K = s ∂Sᵀ Q.
-
-    The sum over the keys that a softmax has in its gradient is that of G·O over the features, p numbers for j; XLA does the
-    former ten times slower than all else here on a CPU.
+    The sum over the keys j is that of ∂O·O over the features, p numbers for j; XLA does the former ten times slower than all
+    else here on a CPU.
     """
     swap = partial(jnp.swapaxes, axis1=-1, axis2=-2)
-    shares, total = _shares(sums, out, grad)
+    total = _total(grad, out)
     grad_query, grad_key, grad_value = [], [], []
-    for (start, end, keys), part in zip(_blocks(query.shape[2], key.shape[2], causal), weights, strict=True):
-        rows = shares[:, :, start:end]
-        scores = _score_gradient(part, rows, value[:, :, :keys], total[:, :, start:end], scale)
-        scores = scores.astype(query.dtype)
-        grad_query.append(scores @ key[:, :, :keys])
-        grad_key.append(swap(scores) @ query[:, :, start:end])
-        grad_value.append(swap(part) @ rows)
+    for (start, end, keys), attention in zip(
+        _blocks(query.shape[2], key.shape[2], causal), weights, strict=True
+    ):
+        rows = grad[:, :, start:end]
+        grad_scores = _score_gradient(attention, rows, value[:, :, :keys], total[:, :, start:end], scale)
+        grad_scores = grad_scores.astype(query.dtype)
+        grad_query.append(grad_scores @ key[:, :, :keys])
+        grad_key.append(swap(grad_scores) @ query[:, :, start:end])
+        grad_value.append(swap(attention) @ rows)
     return jnp.concatenate(grad_query, axis=2), _overlay(grad_key), _overlay(grad_value)
 
 
-def _shares(sums, out, grad):
-    """G in the dtype of the values, and Σ_p G O `[b, heads, n, 1]` of just these numbers in float32."""
-    shares = (grad.astype(jnp.float32) / sums).astype(out.dtype)
-    return shares, row_dot(shares.astype(jnp.float32), out.astype(jnp.float32), out.dtype)
+def _total(grad, out):
+    """Σ_p ∂O O `[b, heads, n, 1]` in float32."""
+    return row_dot(grad.astype(jnp.float32), out.astype(jnp.float32), out.dtype)
 
 
-def _score_gradient(weights, shares, value, total, scale):
+def _score_gradient(attention, grad, value, total, scale):
     """s ∂S in float32."""
-    products = jnp.einsum("bkip,bkjp->bkij", shares, value, preferred_element_type=jnp.float32)
-    return scale * (weights * (products - total))
+    products = jnp.einsum("bkip,bkjp->bkij", grad, value, preferred_element_type=jnp.float32)
+    return scale * (attention * (products - total))
 
 
 def _overlay(parts: list[jax.Array]) -> jax.Array:
