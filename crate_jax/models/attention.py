@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from crate_jax import InputError
 from crate_jax.models import cudnn, splash
 from crate_jax.models.layers import row_dot
+from crate_jax.models.partition import on_mesh
 from crate_jax.settings import one_of
 
 # Queries that causal attention takes at a time, each block against the keys up to its own end: nearly half of the products,
@@ -24,6 +25,9 @@ BLOCK = 256
 # Fewest tokens for which `auto` takes the kernel of a TPU: more than one block of its 128. Of 65 tokens it moves more bytes
 # than XLA's form, of 197 and 1,024 fewer (docs/performance.md); lengths between were not tried.
 SHORTEST = 129
+# XLA for CPUs takes a product of many small matrices on one core, but several such products at once: a batch is taken in so
+# many pieces where its scores have at least so many bytes.
+PIECES, LARGE = 4, 2**22
 # What forbidden scores are replaced by. Finite, so that a row with nothing to attend to is no NaN.
 FORBIDDEN = jnp.finfo(jnp.float32).min
 
@@ -182,8 +186,33 @@ def _xla_attend_shared(tokens, *, causal, mask, lengths, real, scale):
     return _finish(_attend_shared(jnp.swapaxes(tokens, 1, 2), allowed, causal, scale), lengths)
 
 
+def _split_attend(query, key, value, *, causal, mask, lengths, real, scale):
+    form = partial(_xla_attend, causal=causal, mask=mask, lengths=lengths, real=real, scale=scale)
+    whole = mask is not None or lengths is not None
+    return form(query, key, value) if whole else _split(form, query, key, value)
+
+
+def _split_attend_shared(tokens, *, causal, mask, lengths, real, scale):
+    form = partial(_xla_attend_shared, causal=causal, mask=mask, lengths=lengths, real=real, scale=scale)
+    return form(tokens) if mask is not None or lengths is not None else _split(form, tokens)
+
+
+def _split(attend, *operands):
+    """`attend` of pieces of the batch, side by side."""
+
+    def call(*operands):
+        examples, n, heads, _ = operands[0].shape
+        if examples % PIECES or 4 * examples * heads * n * operands[-1].shape[1] < LARGE:
+            return attend(*operands)
+        pieces = zip(*(jnp.split(x, PIECES) for x in operands), strict=True)
+        return jnp.concatenate([attend(*piece) for piece in pieces])
+
+    return on_mesh(call, ("tokens",) * len(operands), "tokens", operands, None)
+
+
 KERNELS: dict[str, Kernel] = {
     "xla": Kernel(_xla_attend, _xla_attend_shared, ("cpu", "gpu", "tpu")),
+    "xla_split": Kernel(_split_attend, _split_attend_shared, ("cpu",)),
     # cuDNN adds the gradients of queries up in whatever order its blocks end.
     "cudnn": Kernel(
         cudnn.attend, cudnn.attend_shared, ("gpu",), cudnn.DTYPES, cudnn.UNIT, deterministic=False
@@ -192,7 +221,7 @@ KERNELS: dict[str, Kernel] = {
     "splash": Kernel(splash.attend, splash.attend_shared, ("tpu",), splash.DTYPES, shortest=SHORTEST),
 }
 # The kernel that `auto` stands for on each platform, where it takes the model's type and heads; elsewhere xla.
-AUTO = {"cpu": "xla", "gpu": "cudnn", "tpu": "splash"}
+AUTO = {"cpu": "xla_split", "gpu": "cudnn", "tpu": "splash"}
 
 
 def resolve_kernel(

@@ -107,6 +107,25 @@ def test_the_shared_form_is_the_reference_with_one_tensor(block, name, shape):
     close(pullback(grad)[0], sum(gradients(np.asarray(grad, np.float64))))
 
 
+@pytest.mark.parametrize("examples", [8, 6])
+def test_a_batch_in_pieces_is_the_batch(examples, monkeypatch):
+    """Six examples are no four equal pieces: they are taken whole."""
+    monkeypatch.setattr(attention, "LARGE", 0)
+    query, key, value, grad = jax.random.normal(jax.random.key(0), (4, examples, 7, 2, 5))
+
+    def both(kernel, call, *operands):
+        out, pullback = jax.vjp(partial(call, causal=True, kernel=kernel), *operands)
+        return out, *pullback(grad)
+
+    for call, operands in ((attend, (query, key, value)), (attend_shared, (query,))):
+        split = jax.make_jaxpr(partial(both, "xla_split", call))(*operands)
+        assert ("split" in str(split)) == (examples == 8)
+        for found, wanted in zip(
+            both("xla_split", call, *operands), both("xla", call, *operands), strict=True
+        ):
+            close(found, wanted)
+
+
 def test_more_keys_than_queries_and_a_broadcast_mask():
     query = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
     key, value = jax.random.normal(jax.random.key(1), (2, 2, 9, 3, 8))
@@ -191,7 +210,7 @@ SMALL = models.crate("tiny", depth=2, image_size=32)
 
 def test_auto_is_decided_by_the_platform_and_models_hold_the_decision():
     for platform, dtype, kernel, scan in (
-        ("cpu", "float32", "xla", True),
+        ("cpu", "float32", "xla_split", True),
         ("gpu", "bfloat16", "cudnn", False),
         ("cuda", "bfloat16", "cudnn", False),
         ("tpu", "bfloat16", "xla", True),  # Few tokens: the kernel would pad 17 to 128.

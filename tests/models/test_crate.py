@@ -93,7 +93,7 @@ def test_a_training_step_takes_under_two_thirds_of_the_released_matmul_flops(mon
     gradient of attention whose query is its key, and all of the last layer that the class token does not see. Not saved,
     because it does not depend on the tokens: D − DᵀD and its gradient.
     """
-    config = models.crate(size, scan=False, dtype="float32")
+    config = models.crate(size, scan=False, dtype="float32", attention_kernel="xla")
     images = jax.ShapeDtypeStruct((16, 224, 224, 3), jnp.float32)
 
     def flops():

@@ -200,15 +200,19 @@ def test_a_search_prints_one_object_and_refusals_elsewhere(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("platform", "deterministic", "options"),
-    [("cuda", True, {"xla_gpu_deterministic_ops": True}), ("gpu", False, {}), ("cpu", True, {})],
+    ("platform", "deterministic", "options", "kernel"),
+    [
+        ("cuda", True, {"xla_gpu_deterministic_ops": True}, "xla"),
+        ("gpu", False, {}, "cudnn"),
+        ("cpu", True, {}, "xla_split"),
+    ],
 )
-def test_a_deterministic_run_is_compiled_so_on_a_gpu(platform, deterministic, options):
+def test_a_deterministic_run_is_compiled_so_on_a_gpu(platform, deterministic, options, kernel):
     run, _ = describe(load_config({"deterministic": deterministic}), (), jax.devices()[:1])
     device = SimpleNamespace(platform=platform)
     run = dataclasses.replace(run, mesh=SimpleNamespace(devices=np.array([device], object)))
     assert run.compiler_options == options
-    assert run.model.resolved.attention_kernel == ("cudnn" if platform == "gpu" else "xla")
+    assert run.model.resolved.attention_kernel == kernel
 
 
 @pytest.mark.parametrize("file", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
