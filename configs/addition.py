@@ -25,8 +25,9 @@ Variants (--config=configs/addition.py:VARIANT):
     digits8          the task and schedule of the demonstration github.com/yulundu/compression: eight digits, 28 symbols,
                      minGPT's gpt-mini (6 layers, 6 heads, width 192), batch 512, AdamW(0.9, 0.98) at a constant 1e-3. For a
                      GPU; only 8 steps were run here. digits8_crate, digits8_reversed, digits8_crate_reversed: not run
-    digits8_small    eight digits for the model of three digits and one core of a CPU: not run. digits8_small_reversed: in 14
-                     minutes of processor time it learned six of the sum's nine digits, 1.5564 nats per symbol
+    digits8_small    eight digits for the model of three digits and one core of a CPU: not run. digits8_small_reversed: with
+                     --config.total_steps=24000 it learned eight of the sum's nine digits in 4,800 steps, 1.3906 nats per
+                     symbol, and no more in 7,700 others
 
 The data are named addition:OPTIONS; any other task of the kind is
 --config.data.name=addition:digits=5,base=16,leading_zero=true.

@@ -84,11 +84,16 @@ def test_a_stdout_that_is_closed_from_the_start():
 def test_a_lost_terminal_is_a_wish_to_stop():
     from crate_jax.parallel.processes import StopSignals
 
-    with StopSignals() as signals:
-        assert not signals.stop_after(1)
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert signals.stop_after(2)
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    # These tests may themselves run under nohup.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with StopSignals() as signals:
+            assert not signals.stop_after(1)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.stop_after(2)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_under_nohup_a_lost_terminal_stops_nothing():
