@@ -216,7 +216,7 @@ def allowed(metric: str, before: dict) -> float:
     twentieth of a loss. On another machine a training is rounded differently and ends elsewhere.
     """
     if metric == "loss":
-        return 0.05 * before["loss"]
+        return 0.05 * abs(before["loss"])
     p = before["accuracy"]
     return 2 * (2 * p * (1 - p) / before["count"]) ** 0.5
 
