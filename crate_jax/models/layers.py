@@ -79,7 +79,7 @@ def layer_norm(dim: int, *, eps: float = LAYER_NORM_EPS, dtype, rngs: nnx.Rngs) 
 
 class LayerNorm(nnx.LayerNorm):
     """nnx.LayerNorm with its backward pass written out: of a bfloat16 input it keeps just that, where automatic
-    differentiation keeps float32 copies, and on a CPU it takes a seventh off norms and the products between them.
+    differentiation keeps float32 copies, and on a CPU it takes less time (docs/performance.md).
     """
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crate_jax import InputError, models
-from crate_jax.models import attention
+from crate_jax.models import attention, xla
 from crate_jax.models.attention import attend, attend_cached, attend_shared
 
 # Odd lengths, and one token alone: (b, n, heads, p).
@@ -81,7 +81,7 @@ def close(actual, expected, tolerance=2e-6):
 
 @pytest.fixture(params=[3, 4, 256])
 def block(request, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK", request.param)
+    monkeypatch.setattr(xla, "BLOCK", request.param)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -110,7 +110,7 @@ def test_the_shared_form_is_the_reference_with_one_tensor(block, name, shape):
 @pytest.mark.parametrize("examples", [8, 6])
 def test_a_batch_in_pieces_is_the_batch(examples, monkeypatch):
     """Six examples are no four equal pieces: they are taken whole."""
-    monkeypatch.setattr(attention, "LARGE", 0)
+    monkeypatch.setattr(xla, "LARGE", 0)
     query, key, value, grad = jax.random.normal(jax.random.key(0), (4, examples, 7, 2, 5))
 
     def both(kernel, call, *operands):

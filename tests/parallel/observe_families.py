@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crate_jax import models
-from crate_jax.models import attention
+from crate_jax.models import xla
 from crate_jax.parallel import sharding
 from crate_jax.parallel.sharding import MeshConfig
 
@@ -26,7 +26,7 @@ CHANGES = {
 }
 DECODED = ("crate_gpt", "igpt")
 # Small as they are, batches are taken in pieces.
-attention.LARGE = 0
+xla.LARGE = 0
 
 
 def make(family: str, changes: dict) -> models.Model:

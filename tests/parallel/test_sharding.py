@@ -214,10 +214,10 @@ import re
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from crate_jax import models
-from crate_jax.models import attention
+from crate_jax.models import xla
 from crate_jax.parallel.sharding import MeshConfig, make_mesh, tree_shardings
 
-whole = attention.LARGE
+whole = xla.LARGE
 sizes = {"dim": 16, "depth": 2, "heads": 2, "dtype": "bfloat16"}
 image = {"image_size": 32, "patch_size": 4, "num_classes": 2, **sizes}
 token = {"vocab_size": 4, "num_positions": 65, **sizes}
@@ -235,7 +235,7 @@ for name, config in {
         loss = lambda p, x: jnp.square(model.apply(p, x)[0]).mean()
         # Someone else's program may split the batch without a mesh in context. With one, attention takes it in pieces.
         ours = axes != {"fsdp": 8} or name == "igpt"
-        attention.LARGE = 0 if ours else whole
+        xla.LARGE = 0 if ours else whole
         with jax.set_mesh(mesh) if ours else contextlib.nullcontext():
             text = jax.jit(jax.grad(loss)).lower(params, batch).compile().as_text()
         largest = 0
